@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+# Build rules that every folder shares: flags, library and test functions.
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1 -DNDEBUG")
+
+# No contraction anywhere: an fma is where it is written (reference: docs/numerics.md section 1).
+add_compile_options(-ffp-contract=off -Wall -Wextra -Wshadow -Wno-unknown-pragmas -fno-math-errno)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  add_compile_options(-Wno-psabi)
+endif()
+if(QD_SANITIZE)
+  add_compile_options(-fsanitize=${QD_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_link_options(-fsanitize=${QD_SANITIZE})
+endif()
+
+find_package(Threads REQUIRED)
+include_directories(${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+
+# qd_library(NAME SOURCES a.cpp ... LIBS quadrille_core ...): one static library a module.
+function(qd_library name)
+  cmake_parse_arguments(arg "" "" "SOURCES;LIBS" ${ARGN})
+  add_library(${name} STATIC ${arg_SOURCES})
+  target_link_libraries(${name} PUBLIC ${arg_LIBS})
+endfunction()
+
+# qd_test(NAME SOURCES a_test.cpp ... LIBS ... [TIMEOUT s] [LABELS l]): one GoogleTest program, one ctest entry.
+function(qd_test name)
+  if(NOT QD_BUILD_TESTS)
+    return()
+  endif()
+  cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;LIBS;LABELS" ${ARGN})
+  find_package(GTest REQUIRED)
+  add_executable(${name} ${arg_SOURCES})
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  target_compile_definitions(${name} PRIVATE QD_TEST_DATA_DIR="${PROJECT_SOURCE_DIR}/tests/data"
+    QD_SOURCE_DIR="${PROJECT_SOURCE_DIR}" QD_PROGRAM="${PROJECT_BINARY_DIR}/bin/quadrille")
+  target_link_libraries(${name} PRIVATE ${arg_LIBS} GTest::gtest GTest::gmock GTest::gtest_main)
+  add_test(NAME ${name} COMMAND ${name})
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 300)
+  endif()
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT} LABELS "${arg_LABELS}")
+endfunction()
