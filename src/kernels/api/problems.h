@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a backend is asked to compute: plain structs over raw pointers, each pointer with its shape. docs/numerics.md
+// defines every result to the bit. Activations are fp32 in memory on the CPU backends; where Rounding is kBf16 their
+// values are bf16 values at the rounding points of the contract. Row-major unless a layout/ map is named.
+#pragma once
+
+#include <cstdint>
+
+namespace quadrille::kernels {
+
+// The named arithmetics of a W4A8 layer (docs/numerics.md section 3).
+enum class Numerics { kExact, kVllm };
+
+// Where intermediate values are rounded (docs/numerics.md section 4): to bf16, or nowhere.
+enum class Rounding { kBf16, kF32 };
+
+// Rows of a grouped product: rows [offsets[e], offsets[e+1]) belong to expert e. A plain linear layer has one expert.
+struct GroupedRows {
+  int64_t num_experts = 1;
+  const int64_t* offsets = nullptr;     // [num_experts + 1] ascending; offsets[0] = 0
+  const int32_t* source_row = nullptr;  // [offsets[num_experts]] row of the input a slot reads; null: the slot itself
+};
+
+// One 4-bit matrix in the CPU layout (layout/w4_lanes16.h): 16 rows in the lanes of a vector, two's complement nibbles,
+// zero codes behind n and behind k. kp = k rounded up to 32, np = n rounded up to 16, groups = ceil(k / group_size).
+struct W4Matrix {
+  const uint32_t* codes = nullptr;       // [np/16, kp/8, 16] nibble j of a word is k = 8 * word + j
+  const uint16_t* scale_bf16 = nullptr;  // exact: [np/16, groups, 16] bf16, zero behind n
+  const uint8_t* scale_e4m3 = nullptr;   // vllm: [np/16, groups, 16] e4m3 group scale (already divided by 8)
+  const float* channel_scale = nullptr;  // vllm: [np] fp32 channel scale (already times 8)
+};
+
+// out[s, :] = W_e * act[source_row[s], :] for every slot s of expert e: section 3 of docs/numerics.md, before any bf16.
+struct W4A8Gemm {
+  Numerics numerics = Numerics::kExact;
+  int64_t n = 0;           // out features
+  int64_t k = 0;           // in features, a multiple of 8
+  int64_t group_size = 0;  // 32, 64, 128, or 0: one scale a channel (computed in pieces of 128)
+  GroupedRows rows;
+  const W4Matrix* weights = nullptr;   // [num_experts]
+  const uint8_t* act = nullptr;        // [input rows, k] e4m3 codes
+  const float* act_scale = nullptr;    // [input rows]
+  const float* const* bias = nullptr;  // [num_experts] -> [n] fp32, added in fp32; null: none
+  float* out = nullptr;                // [slots, n]
+};
+
+// One bf16 matrix in the CPU layout (layout/bf16_lanes16.h): [np/16, k, 16], zero rows behind n.
+// out[s, j] = one fma chain from +0 over k ascending (fp32), then + bias, then rounded where `rounding` says so.
+struct Bf16Gemm {
+  Rounding rounding = Rounding::kF32;  // of the output
+  int64_t n = 0;
+  int64_t k = 0;  // any
+  GroupedRows rows;
+  const uint16_t* const* weights = nullptr;  // [num_experts] -> [np/16, k, 16] bf16
+  const float* x = nullptr;                  // [input rows, k]
+  const float* const* bias = nullptr;        // [num_experts] -> [n] fp32; null: none
+  float* out = nullptr;                      // [slots, n]
+};
+
+// Section 2: act_scale[r] = max(absmax / 448, 1 / (448 * 512)), act[r, :] = E4(x / act_scale).
+struct QuantizeRows {
+  int64_t num_rows = 0;
+  int64_t k = 0;
+  const float* x = nullptr;    // [num_rows, k]
+  uint8_t* act = nullptr;      // [num_rows, k] e4m3
+  float* act_scale = nullptr;  // [num_rows]
+};
+
+enum class Activation { kSilu };
+
+// h = act(gate) * up with the rounding points of section 4 (they differ between exact and vllm).
+struct GatedActivation {
+  Activation activation = Activation::kSilu;
+  Numerics numerics = Numerics::kExact;
+  Rounding rounding = Rounding::kBf16;
+  int64_t num_rows = 0;
+  int64_t width = 0;               // I
+  const float* gate_up = nullptr;  // [num_rows, 2 * width] gate columns, then up columns
+  float* out = nullptr;            // [num_rows, width]
+};
+
+// RMSNorm over rows of `width`: r = 1 / sqrt(mean(x^2) + eps); kBf16: bf16(bf16(x * r) * weight); kF32: (x * r) *
+// weight. The sum runs in the 32-lane order of section 1.
+struct RmsNorm {
+  Rounding rounding = Rounding::kBf16;
+  int64_t num_rows = 0;
+  int64_t width = 0;
+  int64_t row_stride = 0;  // elements between rows of x and of out
+  float eps = 0;
+  const float* x = nullptr;          // [num_rows, width] with row_stride
+  const uint16_t* weight = nullptr;  // [width] bf16
+  float* out = nullptr;              // like x; may be x
+};
+
+// Rotary embedding, half (NeoX) pairs (i, i + rotary_dim / 2) of the first rotary_dim values of each head, in place:
+// y[i] = x[i] * cos - x[i + d/2] * sin; y[i + d/2] = x[i + d/2] * cos + x[i] * sin (two products, one sum, no fma).
+struct Rope {
+  Rounding rounding = Rounding::kBf16;
+  int64_t num_tokens = 0;
+  int64_t num_heads = 0;
+  int64_t head_dim = 0;
+  int64_t rotary_dim = 0;
+  int64_t token_stride = 0;           // elements between tokens of x
+  const float* cos = nullptr;         // [max_position, rotary_dim / 2]
+  const float* sin = nullptr;         // [max_position, rotary_dim / 2]
+  const int32_t* position = nullptr;  // [num_tokens]
+  float* x = nullptr;                 // [num_tokens, num_heads, head_dim] with token_stride
+};
+
+// Paged attention (section 5 of the contract): causal, grouped query heads, optional sliding window; reduces over key
+// blocks of 64 at absolute positions, the same for prefill, every chunk size and decode. Page = 64 positions
+// (layout/kv_page.h): keys [kv_heads, head_dim, 64], values [kv_heads, 64, head_dim].
+enum class KvType { kBf16, kF32 };
+struct Attention {
+  Rounding rounding = Rounding::kBf16;  // of the output
+  KvType kv_type = KvType::kBf16;
+  int64_t num_tokens = 0;
+  int64_t num_heads = 0;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t window = 0;                   // keys j with position - window < j <= position; 0: all j <= position
+  float scale = 0;                      // softmax scale
+  int64_t q_stride = 0;                 // elements between tokens of q
+  const float* q = nullptr;             // [num_tokens, num_heads, head_dim] with q_stride
+  const int32_t* position = nullptr;    // [num_tokens] absolute position of the query
+  const int32_t* sequence = nullptr;    // [num_tokens] row of page_table
+  const int32_t* page_table = nullptr;  // [sequences, page_table_stride] page of positions [64 i, 64 i + 64)
+  int64_t page_table_stride = 0;
+  const void* keys = nullptr;    // [pages, kv_heads, head_dim, 64] KvType
+  const void* values = nullptr;  // [pages, kv_heads, 64, head_dim] KvType
+  float* out = nullptr;          // [num_tokens, num_heads, head_dim]
+};
+
+// Router logits (also shared-expert gates): dot products in the 32-lane order of section 1, fp32 out, not rounded.
+struct RouterLogits {
+  int64_t num_tokens = 0;
+  int64_t num_experts = 0;
+  int64_t k = 0;
+  const float* x = nullptr;          // [num_tokens, k]
+  const uint16_t* weight = nullptr;  // [num_experts, k] bf16
+  float* logits = nullptr;           // [num_tokens, num_experts]
+};
+
+// Section 4, combine: acc = +0; for j ascending: acc = fmaf(weight[t, j], row[slot[t, j]], acc); then the shared expert
+// fmaf(shared_gate[t] or 1, shared[t], acc); out = rounded acc. slot -1: the route is not here and adds nothing.
+struct Combine {
+  Rounding rounding = Rounding::kBf16;
+  int64_t num_tokens = 0;
+  int64_t top_k = 0;
+  int64_t width = 0;                   // H
+  const float* rows = nullptr;         // [slots, width] GEMM2 rows
+  const int32_t* slot = nullptr;       // [num_tokens, top_k]
+  const float* weight = nullptr;       // [num_tokens, top_k]
+  const float* shared = nullptr;       // [num_tokens, width] or null
+  const float* shared_gate = nullptr;  // [num_tokens] or null: 1
+  float* out = nullptr;                // [num_tokens, width]
+};
+
+// x = rounded(x + y), elementwise.
+struct AddResidual {
+  Rounding rounding = Rounding::kBf16;
+  int64_t count = 0;
+  float* x = nullptr;        // [count]
+  const float* y = nullptr;  // [count]
+};
+
+}  // namespace quadrille::kernels
