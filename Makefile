@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+# A thin front over CMake. `make demo` and `make test` install what is missing, build, and run.
+BUILD ?= build
+JOBS ?= $(shell nproc)
+CMAKE_FLAGS ?=
+LAUNCHER := $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+MODEL := models/abacus
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+
+.PHONY: all setup configure program build demo test check bench eval format clean
+all: build
+
+setup:
+	@tools/setup.sh build
+
+configure: setup
+	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release $(LAUNCHER) $(CMAKE_FLAGS) >$(BUILD).log 2>&1 || \
+	  { mkdir -p $(BUILD); cat $(BUILD).log; exit 1; }
+	@mkdir -p $(BUILD) && mv -f $(BUILD).log $(BUILD)/configure.log
+
+program: configure  # the program alone, without tests
+	@cmake --build $(BUILD) --target quadrille
+
+build: configure
+	@cmake --build $(BUILD)
+
+demo: program
+	@$(BUILD)/bin/quadrille run $(MODEL)/w4a8 --problems $(MODEL)/gsm8k.jsonl --count 5
+
+test: build
+	@tools/run_tests.py $(BUILD) -j $(JOBS)
+
+bench: build
+	@$(BUILD)/bin/quadrille bench $(MODEL)/w4a8
+	@$(BUILD)/bin/quadrille bench --shape qwen3-30b-a3b --layers 4
+
+eval: program  # the whole of both held-out sets, W4A8 and bf16 (about half an hour on two cores)
+	@tools/eval_abacus.sh $(BUILD)
+
+check:
+	@tools/setup.sh check
+	@tools/check.sh
+
+format:
+	@tools/setup.sh check
+	@git ls-files '*.h' '*.cpp' | xargs clang-format-16 -i
+
+clean:
+	@rm -rf $(BUILD) build-*

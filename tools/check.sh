@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The slower gate: format, layers, tidy, ASan+UBSan, TSan, fuzz smoke. Called by `make check`; clang 16.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+jobs=$(nproc)
+launcher=()
+command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+
+step() { printf '== %s (%s s)\n' "$1" "$SECONDS"; }
+configure() {  # configure FOLDER FLAGS...
+  local folder=$1
+  shift
+  cmake -S . -B "$folder" -G Ninja -DCMAKE_C_COMPILER=clang-16 -DCMAKE_CXX_COMPILER=clang++-16 "${launcher[@]}" \
+    -DQD_BUILD_BENCH=OFF "$@" >"$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
+  rm -f "$folder.log"
+}
+
+step format
+git ls-files '*.h' '*.cpp' | xargs clang-format-16 --dry-run -Werror
+step layers
+python3 tools/check_layers.py
+
+step 'address and undefined behaviour'
+configure build-asan -DCMAKE_BUILD_TYPE=Release -DQD_SANITIZE=address,undefined
+cmake --build build-asan -j "$jobs"
+ASAN_OPTIONS=detect_stack_use_after_return=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+  tools/run_tests.py build-asan -j "$jobs" --exclude-label slow
+
+step tidy
+git ls-files 'src/*.cpp' 'cli/*.cpp' | xargs -P "$jobs" -n 4 clang-tidy-16 -p build-asan --quiet 2>build-asan/tidy.log || {
+  tail -n 50 build-asan/tidy.log
+  exit 1
+}
+
+step threads
+configure build-tsan -DCMAKE_BUILD_TYPE=Release -DQD_SANITIZE=thread
+cmake --build build-tsan -j "$jobs" --target engine_test thread_pool_test
+tools/run_tests.py build-tsan -j 1 -R '^(engine_test|thread_pool_test)$'
+
+step fuzz
+configure build-fuzz -DCMAKE_BUILD_TYPE=Release -DQD_BUILD_FUZZ=ON -DQD_BUILD_TESTS=OFF
+cmake --build build-fuzz -j "$jobs" --target fuzz_targets
+tools/fuzz_smoke.sh build-fuzz 30
+step done
