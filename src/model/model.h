@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// A model in memory: load() checks and prepares a folder's weights, run() computes steps (forward.h). The command line
+// and the engine see this header; everything behind it is the model's own.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/log.h"
+#include "core/result.h"
+#include "core/thread_pool.h"
+#include "kernels/api/table.h"
+#include "model/config.h"
+#include "model/description.h"
+#include "model/forward.h"
+#include "model/observer.h"
+
+namespace quadrille::model {
+
+struct LoadProgress {
+  int64_t modules_done = 0, modules_total = 0;
+  uint64_t bytes_done = 0, bytes_total = 0;  // of the checkpoint
+  std::string module;                        // in work
+};
+
+struct LoadOptions {
+  kernels::Numerics numerics = kernels::Numerics::kExact;
+  kernels::Rounding rounding = kernels::Rounding::kBf16;
+  const kernels::KernelTable* table = nullptr;  // null: the best one that runs here
+  ThreadPool* pool = nullptr;                   // required; must outlive the model
+
+  bool run_weight_only_as_fp8 = false;  // --activations fp8: a W4A16 checkpoint runs as W4A8 instead of being refused
+  bool round_scales = false;            // --scales round: scales that bf16 does not hold are rounded, not refused
+
+  // Size of the cache: pages of 64 positions, else bytes, else enough for `default_positions` positions.
+  int64_t cache_pages = 0;
+  uint64_t cache_bytes = 0;
+  int64_t default_positions = 8192;
+  int64_t max_positions = 0;  // lowers the model's own limit (and the position tables); 0: the model's
+
+  LogSink log = no_log();
+  std::function<void(const LoadProgress&)> progress;  // called from the loading thread
+  const std::atomic<bool>* cancel = nullptr;          // true: load() and run() end with kCancelled
+};
+
+// A model of random W4A8 weights: codes over the whole range, scales that keep activations near 1.
+struct RandomModel {
+  int64_t group_size = 128;  // 32, 64, 128; 0 = one scale a channel
+  uint64_t seed = 1;
+  bool quantise_attention = true;  // false: attention projections in bf16
+};
+
+struct MemoryUse {
+  uint64_t weight_bytes = 0;  // prepared weights of all kinds
+  uint64_t expert_bytes = 0;  // of these, the routed experts
+  uint64_t cache_bytes = 0;
+  uint64_t position_bytes = 0;  // cos and sin
+  uint64_t scratch_bytes = 0;   // as large as the largest step so far
+  // Weight bytes that one token reads in a decode step: everything but the embedding and the experts not chosen.
+  uint64_t bytes_read_per_token = 0;
+};
+
+class Model final : public Forward {
+ public:
+  // Errors: those of the folder's files; kUnsupported (architecture, rope, W4A16 without its option, a table that does
+  // not do round f32), each naming what was found and what runs; kNotFound / kInvalidData with file and tensor
+  // (missing, wrong type or shape, NaN or infinity in a weight or scale, experts of a layer that disagree); kCapacity;
+  // kCancelled.
+  static Result<std::unique_ptr<Model>> load(const std::string& folder, const LoadOptions& options);
+  // The same shapes and layouts with random weights, made in memory: for bench.
+  static Result<std::unique_ptr<Model>> random(const ModelConfig& config, const RandomModel& weights,
+                                               const LoadOptions& options);
+  ~Model() override;
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  int64_t vocab_size() const override;
+  int64_t max_positions() const override;
+  int64_t num_pages() const override;
+  // Also kInvalidArgument for a step that breaks the rules of forward.h (ids, positions, pages out of range).
+  Status run(const Step& step, std::span<float> logits) override;
+
+  const ModelConfig& config() const;
+  const kernels::KernelTable& table() const;
+  kernels::Numerics numerics() const;
+  kernels::Rounding rounding() const;
+  MemoryUse memory() const;
+  // Notes of the load that a report should carry ("rounded 3 scales, largest relative error 1.9e-3").
+  const std::vector<std::string>& notes() const;
+
+  // Null: none. Must outlive its use.
+  void set_observer(StepObserver* observer);
+  // The feed-forward block of one MoE layer by itself: x [num_tokens, hidden_size] -> out, as inside run().
+  Status run_moe_block(int64_t layer, std::span<const float> x, int64_t num_tokens, std::span<float> out);
+
+ private:
+  struct Impl;
+  explicit Model(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace quadrille::model
