@@ -55,7 +55,7 @@ struct HfConfig {
   std::optional<int64_t> n_shared_experts;
   std::optional<bool> norm_topk_prob;
   std::optional<int64_t> decoder_sparse_step;
-  std::vector<int64_t> mlp_only_layers;  // each in 0..num_hidden_layers-1
+  std::vector<int64_t> mlp_only_layers;  // a number behind the last layer changes nothing
   std::optional<int64_t> first_k_dense_replace;
   std::optional<double> routed_scaling_factor;
   std::optional<std::string> scoring_func;
@@ -74,13 +74,15 @@ struct HfConfig {
   std::optional<double> attention_dropout;
 
   std::optional<int64_t> bos_token_id;
-  std::vector<int64_t> eos_token_id;  // an int or a list in the file; each in 0..vocab_size-1
+  std::vector<int64_t> eos_token_id;  // an int or a list in the file; each >= 0
   std::optional<int64_t> pad_token_id;
   std::optional<std::string> dtype;  // torch_dtype or dtype: "bfloat16", "float16", "float32", ... without "torch."
 
   std::optional<Json> quantization_config;  // raw; also from compression_config
   Json raw;                                 // the whole file, for what this struct lacks
 
+  // head_dim, or hidden_size / num_attention_heads where it is absent; an error where that is no integer.
+  Result<int64_t> require_head_dim() const;
   // The value, or an error "FILE: 'KEY' is missing; MODEL_TYPE needs it".
   Result<int64_t> require_int(const std::optional<int64_t>& field, const char* key) const;
   Result<bool> require_bool(const std::optional<bool>& field, const char* key) const;
