@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+// The steps of the MoE layer in their order; each step is a function of the kernel table.
+#include "moe/layer.h"
+
+#include "core/check.h"
+#include "numerics/elementwise.h"
+#include "numerics/silu.h"
+
+namespace quadrille::moe {
+namespace {
+
+using kernels::Rounding;
+
+// Tells the observer, if there is one.
+class Watch {
+ public:
+  Watch(LayerObserver* observer, const Execution& execution)
+      : observer_(observer), rounds_(execution.rounding == Rounding::kBf16) {}
+  explicit operator bool() const { return observer_ != nullptr; }
+  void values(const char* name, const float* x, int64_t rows, int64_t width, bool rounding_point) const {
+    if (observer_ == nullptr) return;
+    observer_->stage({name, rounds_ && rounding_point ? StageType::kBf16InF32 : StageType::kF32, {rows, width}, x});
+  }
+  void integers(const char* name, const std::vector<int32_t>& x, std::vector<int64_t> shape) const {
+    if (observer_ != nullptr) observer_->stage({name, StageType::kI32, std::move(shape), x.data()});
+  }
+  void offsets(const char* name, const std::vector<int64_t>& x) const {
+    if (observer_ != nullptr) observer_->stage({name, StageType::kI64, {static_cast<int64_t>(x.size())}, x.data()});
+  }
+  void quantised(const char* name, const char* scale_name, const LinearInput& input) const {
+    if (observer_ == nullptr || input.act() == nullptr) return;
+    observer_->stage({name, StageType::kE4M3, {input.num_rows(), input.k()}, input.act()});
+    observer_->stage({scale_name, StageType::kF32, {input.num_rows(), 1}, input.act_scale()});
+  }
+
+ private:
+  LayerObserver* observer_;
+  bool rounds_;
+};
+
+void activate(const GatedMlp& mlp, const float* gate_up, int64_t num_rows, const Execution& execution, float* out) {
+  if (num_rows == 0) return;
+  kernels::GatedActivation problem;
+  problem.activation = mlp.activation;
+  problem.numerics = execution.numerics;
+  problem.rounding = execution.rounding;
+  problem.num_rows = num_rows;
+  problem.width = mlp.width;
+  problem.gate_up = gate_up;
+  problem.out = out;
+  execution.table->gated_activation(problem, execution.kernels);
+}
+
+// GEMM1, activation, GEMM2 over grouped rows: out [slots, hidden].
+void run_grouped(const GatedMlp& mlp, LinearInput* input, const kernels::GroupedRows& rows, const Execution& execution,
+                 const Watch& watch, float* out) {
+  Arena* scratch = execution.kernels.scratch;
+  const int64_t num_slots = rows.offsets[rows.num_experts];
+  float* gate_up = scratch->take<float>(num_slots * 2 * mlp.width);
+  apply_linear(mlp.gate_up, input, rows, OutputRounding::kNone, execution, gate_up);
+  // `vllm` rounds gate and up to bf16 (the activation does it); `exact` keeps them in fp32.
+  watch.values("gemm1_out", gate_up, num_slots, 2 * mlp.width, execution.numerics == kernels::Numerics::kVllm);
+
+  float* hidden = scratch->take<float>(num_slots * mlp.width);
+  activate(mlp, gate_up, num_slots, execution, hidden);
+  watch.values("act", hidden, num_slots, mlp.width, true);
+
+  LinearInput second(hidden, num_slots, mlp.width);
+  apply_linear(mlp.down, &second, {rows.num_experts, rows.offsets, nullptr}, OutputRounding::kAsExecution, execution,
+               out);
+  watch.quantised("a2", "a2_scale", second);
+  watch.values("gemm2_out", out, num_slots, mlp.hidden, true);
+}
+
+// x' = rounded(w * x) for each slot: the router weight on the input.
+const float* weigh_input(const MoeLayer& layer, const Plan& plan, const float* x, const float* weights,
+                         const Execution& execution) {
+  const int64_t width = layer.experts.hidden;
+  float* weighed = execution.kernels.scratch->take<float>(plan.num_slots() * width);
+  const bool to_bf16 = execution.rounding == Rounding::kBf16;
+  execution.kernels.pool->run(plan.num_slots(), [&](int64_t slot) {
+    const float weight = weights[plan.route_of_slot[slot]];
+    const float* row = x + plan.token_of_slot[slot] * width;
+    for (int64_t i = 0; i < width; ++i) weighed[slot * width + i] = numerics::round_output(weight * row[i], to_bf16);
+  });
+  return weighed;
+}
+
+struct SharedOutput {
+  const float* rows = nullptr;  // [num_tokens, hidden]
+  const float* gate = nullptr;  // [num_tokens]
+};
+
+SharedOutput run_shared(const MoeLayer& layer, LinearInput* input, const Execution& execution) {
+  if (!layer.shared) return {};
+  const int64_t num_tokens = input->num_rows();
+  float* rows = execution.kernels.scratch->take<float>(num_tokens * layer.shared->hidden);
+  run_mlp(*layer.shared, input, execution, rows);
+  if (layer.shared_gate_weight == nullptr) return {rows, nullptr};
+  float* gate = execution.kernels.scratch->take<float>(num_tokens);
+  execution.table->router_logits({num_tokens, 1, layer.shared->hidden, input->x(), layer.shared_gate_weight, gate},
+                                 execution.kernels);
+  for (int64_t t = 0; t < num_tokens; ++t) gate[t] = numerics::sigmoid(gate[t]);
+  return {rows, gate};
+}
+
+Status check_linear(const Linear& linear, const char* name, int64_t n, int64_t k, int64_t num_experts) {
+  const int64_t experts = std::visit([](const auto& l) { return l.num_experts; }, linear);
+  if (linear_n(linear) != n || linear_k(linear) != k || experts != num_experts) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "layer: {}: expected {} matrices [{}, {}], found {} matrices [{}, {}]", name, num_experts, n, k,
+                      experts, linear_n(linear), linear_k(linear));
+  }
+  if (const auto* w4 = std::get_if<W4Linear>(&linear)) {
+    if (auto legal = kernels::check_w4a8_shape(n, k, w4->group_size); !legal) return legal.error().in(name);
+  }
+  return {};
+}
+
+Status check_mlp_of(const GatedMlp& mlp, int64_t num_experts) {
+  QD_TRY_STATUS(check_linear(mlp.gate_up, "gate_up", 2 * mlp.width, mlp.hidden, num_experts));
+  return check_linear(mlp.down, "down", mlp.hidden, mlp.width, num_experts);
+}
+
+}  // namespace
+
+Status check_mlp(const GatedMlp& mlp) {
+  return check_mlp_of(mlp, 1);
+}
+
+Status check_layer(const MoeLayer& layer) {
+  QD_TRY_STATUS(check_router_rule(layer.rule));
+  QD_TRY_STATUS(check_mlp_of(layer.experts, layer.rule.num_experts));
+  if (!layer.shared) return {};
+  if (layer.shared->hidden != layer.experts.hidden) {
+    return make_error(ErrorCode::kInvalidArgument, "layer: shared expert of hidden size {}, experts of {}",
+                      layer.shared->hidden, layer.experts.hidden);
+  }
+  return check_mlp(*layer.shared);
+}
+
+void route(const MoeLayer& layer, const float* x, int64_t num_tokens, const Execution& execution, float* logits,
+           int32_t* ids, float* weights) {
+  QD_CHECK(layer.router_weight != nullptr, "a layer without a router runs with given routes only");
+  if (num_tokens == 0) return;
+  execution.table->router_logits(
+      {num_tokens, layer.rule.num_experts, layer.experts.hidden, x, layer.router_weight, logits}, execution.kernels);
+  route_tokens(layer.rule, layer.correction_bias, logits, num_tokens, ids, weights, execution.kernels.pool);
+}
+
+Status run_layer(const MoeLayer& layer, const float* x, int64_t num_tokens, const Routes& routes,
+                 const Execution& execution, float* out, LayerObserver* observer) {
+  const Watch watch(observer, execution);
+  Arena* scratch = execution.kernels.scratch;
+  const int64_t top_k = layer.rule.top_k;
+  const int64_t hidden = layer.experts.hidden;
+  Plan plan;
+  QD_TRY_STATUS(build_plan({routes.ids, static_cast<size_t>(num_tokens * top_k)}, num_tokens, top_k,
+                           layer.rule.num_experts, &plan));
+  watch.offsets("expert_first_token_offset", plan.offsets);
+  watch.integers("inv_permuted_idx", plan.slot_of_route, {num_tokens, top_k});
+  watch.integers("permuted_idx", plan.route_of_slot, {plan.num_slots()});
+
+  LinearInput input(x, num_tokens, hidden);
+  LinearInput weighed(nullptr, plan.num_slots(), hidden);
+  const bool weight_on_input = layer.rule.weight_on_input;
+  if (weight_on_input) {
+    weighed = LinearInput(weigh_input(layer, plan, x, routes.weights, execution), plan.num_slots(), hidden);
+  }
+  LinearInput* first = weight_on_input ? &weighed : &input;
+  const kernels::GroupedRows rows{layer.rule.num_experts, plan.offsets.data(),
+                                  weight_on_input ? nullptr : plan.token_of_slot.data()};
+  float* gemm2 = scratch->take<float>(plan.num_slots() * hidden);
+  run_grouped(layer.experts, first, rows, execution, watch, gemm2);
+  watch.quantised("a1", "a1_scale", *first);
+  const SharedOutput shared = run_shared(layer, &input, execution);
+
+  if (num_tokens > 0) {
+    const std::vector<float> ones(weight_on_input ? num_tokens * top_k : 0, 1.0f);
+    kernels::Combine problem;
+    problem.rounding = execution.rounding;
+    problem.num_tokens = num_tokens;
+    problem.top_k = top_k;
+    problem.width = hidden;
+    problem.rows = gemm2;
+    problem.slot = plan.slot_of_route.data();
+    problem.weight = weight_on_input ? ones.data() : routes.weights;
+    problem.shared = shared.rows;
+    problem.shared_gate = shared.gate;
+    problem.out = out;
+    execution.table->combine(problem, execution.kernels);
+  }
+  watch.values("out", out, num_tokens, hidden, true);
+  return {};
+}
+
+void run_mlp(const GatedMlp& mlp, LinearInput* input, const Execution& execution, float* out) {
+  const int64_t offsets[2] = {0, input->num_rows()};
+  run_grouped(mlp, input, {1, offsets, nullptr}, execution, Watch(nullptr, execution), out);
+}
+
+}  // namespace quadrille::moe

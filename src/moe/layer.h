@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// The MoE layer: route, plan, quantise, GEMM1, gated activation, quantise, GEMM2, combine, as docs/numerics.md section
+// 4 defines it to the bit. Also the gated feed-forward of shared experts and dense layers, which are the same with one
+// expert. Called by the decoder and by the command line's `layer`.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "core/result.h"
+#include "moe/linear.h"
+#include "moe/plan.h"
+#include "moe/router.h"
+
+namespace quadrille::moe {
+
+// gate_up has N = 2 * width rows: the gate rows, then the up rows. down has N = hidden, K = width.
+struct GatedMlp {
+  int64_t hidden = 0;
+  int64_t width = 0;
+  kernels::Activation activation = kernels::Activation::kSilu;
+  Linear gate_up;
+  Linear down;
+};
+
+struct MoeLayer {
+  RouterRule rule;                          // num_experts, top_k and weight_on_input also where ids come from outside
+  const uint16_t* router_weight = nullptr;  // [num_experts, hidden] bf16; null: only run with given routes
+  const float* correction_bias = nullptr;   // [num_experts] or null
+  GatedMlp experts;
+  std::optional<GatedMlp> shared;                // one expert as wide as all shared experts together
+  const uint16_t* shared_gate_weight = nullptr;  // [1, hidden] bf16: sigmoid gate of the shared expert; null: 1
+};
+
+// Shapes and group sizes against each other and against the rules of the kernels; call once when a layer is made.
+Status check_layer(const MoeLayer& layer);
+Status check_mlp(const GatedMlp& mlp);
+
+// A stage's tensor, valid during the call. The names are a1, a1_scale, expert_first_token_offset, inv_permuted_idx,
+// permuted_idx, gemm1_out, act, a2, a2_scale, gemm2_out, out (routed experts only; the a's where they are W4A8).
+enum class StageType {
+  kF32,
+  kBf16InF32,  // fp32 in memory; the stage's values are these rounded to bf16
+  kE4M3,
+  kI32,
+  kI64,
+};
+struct Stage {
+  const char* name;
+  StageType type;
+  std::vector<int64_t> shape;
+  const void* data;
+};
+class LayerObserver {
+ public:
+  virtual ~LayerObserver() = default;
+  virtual void stage(const Stage& stage) = 0;
+};
+
+// Routes of a batch of tokens.
+struct Routes {
+  const int32_t* ids = nullptr;    // [num_tokens, top_k]; -1: not here
+  const float* weights = nullptr;  // [num_tokens, top_k]
+};
+
+// Router logits -> ids and weights. logits, ids, weights: [num_tokens, num_experts], [num_tokens, top_k] twice, out.
+void route(const MoeLayer& layer, const float* x, int64_t num_tokens, const Execution& execution, float* logits,
+           int32_t* ids, float* weights);
+
+// out [num_tokens, hidden] = the layer's output for x [num_tokens, hidden] and the given routes. `x` is already rounded
+// in round bf16. Scratch comes from the execution's arena and stays taken. Zero tokens and empty experts are fine.
+// Errors: kInvalidArgument for an id outside of the experts.
+Status run_layer(const MoeLayer& layer, const float* x, int64_t num_tokens, const Routes& routes,
+                 const Execution& execution, float* out, LayerObserver* observer = nullptr);
+
+// The gated feed-forward of one expert: out [num_rows, hidden], rounded as a GEMM2 row is. `input` may be shared with
+// other layers that read the same rows.
+void run_mlp(const GatedMlp& mlp, LinearInput* input, const Execution& execution, float* out);
+
+}  // namespace quadrille::moe
