@@ -16,12 +16,14 @@ inline constexpr int64_t kPagePositions = 64;
 // One step. Tokens of one sequence stand in ascending position; their keys and values are written before attention
 // reads. A sequence's earlier positions must already be in its pages.
 struct Step {
-  std::span<const int32_t> ids;         // [T] token ids
-  std::span<const int32_t> positions;   // [T] absolute position of each token in its sequence
-  std::span<const int32_t> sequences;   // [T] row of page_table
-  std::span<const int32_t> page_table;  // [num_sequences, page_table_stride] page of positions [64 i, 64 i + 64)
+  std::span<const int32_t> ids;        // [T] token ids
+  std::span<const int32_t> positions;  // [T] absolute position of each token in its sequence
+  std::span<const int32_t> sequences;  // [T] row of page_table
+  // [num_sequences, page_table_stride]: page of positions [64 i, 64 i + 64); -1 behind a sequence's last page
+  std::span<const int32_t> page_table;
   int64_t page_table_stride = 0;
-  std::span<const int32_t> logit_rows;  // [R] ascending indices into [0, T): the tokens whose logits are wanted
+  // [R] ascending indices into [0, T): the tokens whose logits are wanted; empty where only keys and values are
+  std::span<const int32_t> logit_rows;
 };
 
 // A model that can run steps. Not thread safe: one step at a time.
