@@ -68,7 +68,7 @@ struct ModelConfig {
   int64_t num_layers = 0;
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;
-  int64_t head_dim = 0;
+  int64_t head_dim = 0;  // even
   int64_t vocab_size = 0;
   int64_t max_positions = 0;
   double rms_norm_eps = 0;
@@ -76,6 +76,7 @@ struct ModelConfig {
 
   QkNorm qk_norm = QkNorm::kNone;
   bool qkv_bias = false;
+  bool o_bias = false;
   std::optional<double> clip_qkv;  // q, k, v are clamped to [-clip, clip] before the heads are split
   RopeConfig rope;
 

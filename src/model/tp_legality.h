@@ -11,12 +11,11 @@
 
 namespace quadrille::model {
 
-// What the plan has to know of a row-parallel matrix (its K is split): o_proj, down_proj of each kind.
+// A row-parallel matrix whose K is split: down_proj of each kind. Cuts lie on whole groups and on whole packed words.
 struct RowParallelMatrix {
   std::string name;        // "experts.down_proj", for the reasons
   int64_t k = 0;           // in features
   int64_t group_size = 0;  // 32, 64, 128; 0: one scale a channel or unquantised
-  int64_t unit = 1;  // k must be cut at multiples of this beside the group (8 for packed words, head_dim for o_proj)
 };
 
 struct TpVerdict {
@@ -26,8 +25,9 @@ struct TpVerdict {
   std::vector<std::string> reasons;  // why not legal, or what is uneven or replicated
 };
 
-// Sizes 1..max_ranks for a model of these shapes.
-std::vector<TpVerdict> tp_verdicts(const ModelConfig& config, const std::vector<RowParallelMatrix>& matrices,
-                                   int max_ranks = 8);
+// Sizes 1..max_ranks for a model of these shapes. `o_proj_group`: group size of the output projection of attention,
+// whose K is cut where the heads are; 0 as above.
+std::vector<TpVerdict> tp_verdicts(const ModelConfig& config, int64_t o_proj_group,
+                                   const std::vector<RowParallelMatrix>& matrices, int max_ranks = 8);
 
 }  // namespace quadrille::model
