@@ -4,36 +4,15 @@
 // preempted and recomputed. The answer to a request is bitwise the same whatever else is in the batch.
 #pragma once
 
-#include <functional>
 #include <memory>
 
+#include "engine/metrics.h"
+#include "engine/options.h"
 #include "engine/request.h"
+#include "engine/text_stream.h"
 #include "model/forward.h"
 
 namespace quadrille::engine {
-
-struct EngineOptions {
-  int64_t max_batch_tokens = 512;  // tokens of one step, decode and prefill chunks together
-  int64_t max_sequences = 64;      // sequences that run at the same time
-  int64_t prefill_chunk = 512;     // longest piece of one prompt in one step
-  int64_t max_queued = 4096;       // requests that may wait; one more is kCapacity
-  bool prefix_cache = false;       // reuse full pages by the hash of all tokens up to their end
-};
-
-struct EngineMetrics {
-  int64_t steps = 0, prefill_tokens = 0, decode_tokens = 0, preemptions = 0, prefix_hits_tokens = 0;
-  int64_t running = 0, waiting = 0, free_pages = 0, total_pages = 0;
-  double step_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
-};
-
-// Turns token ids into text piece by piece; one a request. Given by whoever has the tokenizer.
-class TextStream {
- public:
-  virtual ~TextStream() = default;
-  virtual std::string push(int32_t id) = 0;
-  virtual std::string finish() = 0;
-};
-using TextStreamFactory = std::function<std::unique_ptr<TextStream>()>;
 
 class Engine {
  public:
@@ -44,17 +23,23 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // Queues a request. Errors, before anything is queued: empty prompt, id outside the vocabulary, prompt + max_tokens
-  // beyond max_positions or beyond what the whole cache holds (kCapacity, with the numbers), sampling values out of
-  // range.
+  // beyond max_positions or beyond what the whole cache holds (kCapacity, with the numbers), a full queue (kCapacity),
+  // sampling values out of range.
   Result<RequestId> submit(Request request);
-  // What is new for `id`; kNotFound for an unknown id or one whose finish was already polled.
+  // What is new for `id`; kNotFound for an unknown id or one whose finish was already polled. A request stays known
+  // until its finish is polled.
   Result<Update> poll(RequestId id);
+  // Blocks until poll(id) has something new to say or the time is over.
+  void wait_for_update(RequestId id, double seconds);
   // The request ends with kCancelled at the next step; its pages are free then. Unknown ids are ignored.
   void cancel(RequestId id);
 
-  // Runs one step. False when there is nothing to do. An error of the model ends every running request with kError.
+  // Runs one step. False when there is nothing to do. An error of the model ends every running request with kError and
+  // is returned as well; requests that wait stay, and the next step runs them. Logits that are no numbers end their own
+  // request with kError and are no error of the step.
   Result<bool> step();
-  // Blocks until a request is queued, stop_waiting() is called or the time is over: for a server's loop around step().
+  // Blocks until step() has something to do, stop_waiting() is called or the time is over: for a server's loop around
+  // step(). A stop_waiting() that finds nobody waiting ends the next wait at once.
   void wait_for_work(double seconds);
   void stop_waiting();
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -15,7 +14,8 @@ namespace quadrille::engine {
 using RequestId = uint64_t;
 
 // temperature 0 is greedy (ties to the lower id). Filters apply in this order: repetition penalty, temperature, top-k,
-// top-p, min-p. The draw of a token depends on (seed, index of the token in the answer) and the logits alone.
+// top-p, min-p; sampler.h defines each. The draw of a token depends on (seed, index of the token in the answer) and the
+// logits alone.
 struct SamplingParams {
   float temperature = 0;
   int32_t top_k = 0;             // 0: off
@@ -27,11 +27,12 @@ struct SamplingParams {
 
 struct Request {
   std::vector<int32_t> prompt;  // token ids, at least one
-  int64_t max_tokens = 256;     // length of the answer; 0: only the prompt's log-probabilities
+  int64_t max_tokens = 256;     // length of the answer; 0: only the prompt is run (its log-probabilities, or for reuse)
   SamplingParams sampling;
   std::vector<int32_t> stop_ids;          // end-of-sequence ids of the model and the caller's own
-  std::vector<std::string> stop_strings;  // the answer ends before the first occurrence
+  std::vector<std::string> stop_strings;  // the text ends before the first of them to be complete
   bool ignore_stop_ids = false;
+  // Log-probabilities are those of the model's own distribution, before penalty, temperature and filters.
   int32_t logprobs = -1;         // -1: none; n >= 0: of the chosen token and of the n best
   int32_t prompt_logprobs = -1;  // the same for the tokens of the prompt (from the second on)
 };
@@ -54,12 +55,22 @@ const char* finish_reason_name(FinishReason reason);
 // What is new since the last poll of this request.
 struct Update {
   RequestId id = 0;
-  std::vector<TokenOutput> tokens;         // new tokens of the answer, stop ids left out
+  std::vector<TokenOutput> tokens;         // new tokens of the answer; a stop id left out, those of a stop string not
   std::string text;                        // new text that is certain: whole characters, no part of a stop string
   std::vector<TokenOutput> prompt_tokens;  // once, when the prompt is through
   FinishReason finish = FinishReason::kNone;
   std::optional<Error> error;        // with kError
   int64_t cached_prompt_tokens = 0;  // prompt positions found by prefix reuse
 };
+
+// What bounds a request: properties of the model and of the engine around it.
+struct RequestLimits {
+  int64_t vocab_size = 0, max_positions = 0, num_pages = 0;
+  bool has_text = false;  // there is a tokenizer, so stop strings can be found
+};
+
+// Errors: kInvalidArgument for values without a meaning, kCapacity (with the numbers) for what can never fit,
+// kUnsupported for stop strings without a tokenizer.
+Status check_request(const Request& request, const RequestLimits& limits);
 
 }  // namespace quadrille::engine

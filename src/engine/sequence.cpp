@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a sequence does with its logits; see sequence.h.
+#include "engine/sequence.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/check.h"
+#include "engine/logprobs.h"
+
+namespace quadrille::engine {
+
+Sequence::Sequence(RequestId id, Request request, std::unique_ptr<TextStream> stream)
+    : id_(id),
+      request_(std::move(request)),
+      tokens_(request_.prompt),
+      stream_(std::move(stream)),
+      stops_(request_.stop_strings) {
+  update.id = id_;
+  for (const int32_t token : tokens_) note_seen(token);
+}
+
+bool Sequence::wants_logits(int64_t position) const {
+  if (position == size() - 1 && request_.max_tokens > 0) return true;
+  return position >= first_unscored() && position + 1 < prompt_size();
+}
+
+int64_t Sequence::first_unscored() const {
+  const bool complete = request_.prompt_logprobs < 0 || scored_ + 1 >= prompt_size();
+  return complete ? size() : scored_;
+}
+
+void Sequence::take_logits(int64_t position, std::span<const float> logits, Sampler& sampler) {
+  if (finished()) return;
+  if (position + 1 < prompt_size()) return score_prompt(position, logits);
+  QD_CHECK(position == size() - 1, "logits that nobody asked for");
+  draw_token(logits, sampler);
+}
+
+void Sequence::score_prompt(int64_t position, std::span<const float> logits) {
+  QD_CHECK(position == scored_, "prompt positions are scored in order");
+  const int32_t next = tokens_[static_cast<size_t>(position + 1)];
+  auto scored = score_token(logits, next, request_.prompt_logprobs);
+  if (!scored) return fail(scored.error().in(fmt::format("after prompt token {}", position)));
+  prompt_outputs_.push_back(std::move(*scored));
+  scored_ += 1;
+  if (scored_ + 1 == prompt_size()) update.prompt_tokens = std::move(prompt_outputs_);
+}
+
+void Sequence::prompt_is_through() {
+  if (!finished() && request_.max_tokens == 0) finish(FinishReason::kLength);
+}
+
+void Sequence::draw_token(std::span<const float> logits, Sampler& sampler) {
+  const auto index = static_cast<uint64_t>(answer_size());
+  const auto where = [&] { return fmt::format("before token {} of the answer", index); };
+  const auto drawn = sampler.sample(logits, request_.sampling, index, seen_);
+  if (!drawn) return fail(drawn.error().in(where()));
+  const auto& stop_ids = request_.stop_ids;
+  if (!request_.ignore_stop_ids && std::find(stop_ids.begin(), stop_ids.end(), *drawn) != stop_ids.end()) {
+    return finish(FinishReason::kStop);
+  }
+  auto scored = score_token(logits, *drawn, request_.logprobs);
+  if (!scored) return fail(scored.error().in(where()));
+  update.tokens.push_back(std::move(*scored));
+  tokens_.push_back(*drawn);
+  note_seen(*drawn);
+  if (stream_ != nullptr) add_text(stream_->push(*drawn));
+  if (!finished() && answer_size() == request_.max_tokens) finish(FinishReason::kLength);
+}
+
+void Sequence::add_text(const std::string& text) {
+  auto piece = stops_.push(text);
+  update.text += piece.text;
+  if (piece.stopped) update.finish = FinishReason::kStop;
+}
+
+void Sequence::finish(FinishReason reason) {
+  QD_CHECK(!finished(), "a request ends once");
+  // The tokenizer may still hold text back, and that may complete a stop string.
+  if (stream_ != nullptr) {
+    add_text(stream_->finish());
+    update.text += stops_.finish().text;
+  }
+  if (!finished()) update.finish = reason;
+}
+
+void Sequence::fail(Error error) {
+  update.error = std::move(error);
+  update.finish = FinishReason::kError;
+}
+
+void Sequence::note_seen(int32_t id) {
+  if (request_.sampling.repetition_penalty == 1) return;
+  const auto index = static_cast<size_t>(id);
+  if (index >= is_seen_.size()) is_seen_.resize(index + 1);
+  if (is_seen_[index]) return;
+  is_seen_[index] = true;
+  seen_.push_back(id);
+}
+
+}  // namespace quadrille::engine

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// One request on its way through the engine: its tokens, its pages, how far it is computed, and what it has to tell.
+// Touched by the stepping thread alone: scheduler.cpp moves pages and progress, engine.cpp takes the results.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/block_manager.h"
+#include "engine/request.h"
+#include "engine/sampler.h"
+#include "engine/stop_strings.h"
+#include "engine/text_stream.h"
+
+namespace quadrille::engine {
+
+class Sequence {
+ public:
+  Sequence(RequestId id, Request request, std::unique_ptr<TextStream> stream);
+
+  RequestId id() const { return id_; }  // ascending in the order of submission
+  int64_t prompt_size() const { return static_cast<int64_t>(request_.prompt.size()); }
+  int64_t size() const { return static_cast<int64_t>(tokens_.size()); }
+  int64_t pending() const { return size() - computed; }  // known tokens that have not been run
+  int64_t answer_size() const { return size() - prompt_size(); }
+  std::span<const int32_t> tokens() const { return tokens_; }
+  // Positions that will be in the cache when the answer has its full length: the last token is never run.
+  int64_t final_positions() const { return prompt_size() + (request_.max_tokens > 0 ? request_.max_tokens - 1 : 0); }
+  bool finished() const { return update.finish != FinishReason::kNone; }
+
+  // Whether the logits after the token at `position` are needed: for a log-probability of the prompt that is not known
+  // yet, or to draw the next token.
+  bool wants_logits(int64_t position) const;
+  // The first position whose log-probability of the prompt is asked for and missing; size() when none is. Positions
+  // before it may come out of the prefix cache.
+  int64_t first_unscored() const;
+  // Takes the logits [vocab] after `position`, in ascending positions: log-probabilities, the next token, its text, the
+  // end. What is new goes to `update`; a row that is no row of numbers ends the request with kError.
+  void take_logits(int64_t position, std::span<const float> logits, Sampler& sampler);
+  // Every position of the prompt has been run: a request for no answer ends here.
+  void prompt_is_through();
+
+  void finish(FinishReason reason);  // once; gives out the text that was held back
+  void fail(Error error);            // the same with kError
+
+  // Pages and progress: the scheduler's.
+  std::vector<int32_t> pages;  // of positions [64 i, 64 i + 64), each with one reference of this sequence
+  int64_t computed = 0;        // positions whose keys and values are in the pages
+  int64_t published = 0;       // leading pages that the prefix cache knows
+  Chain chain = kChainRoot;    // after those
+  Update update;               // since the last hand-over to the caller
+
+ private:
+  void score_prompt(int64_t position, std::span<const float> logits);
+  void draw_token(std::span<const float> logits, Sampler& sampler);
+  void add_text(const std::string& text);
+  void note_seen(int32_t id);
+
+  RequestId id_;
+  Request request_;
+  std::vector<int32_t> tokens_;  // prompt and answer
+  std::unique_ptr<TextStream> stream_;
+  StopStrings stops_;
+  std::vector<TokenOutput> prompt_outputs_;  // of prompt tokens 1, 2, ...; given out when complete
+  int64_t scored_ = 0;                       // positions whose logits are in prompt_outputs_
+  std::vector<int32_t> seen_;                // distinct ids of tokens_, with a repetition penalty
+  std::vector<bool> is_seen_;                // by id
+};
+
+}  // namespace quadrille::engine
