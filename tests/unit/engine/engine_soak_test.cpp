@@ -64,7 +64,7 @@ void run_round(uint64_t seed, int64_t requests, Outcome& outcome) {
       open[*id].first = std::move(request);
       ++submitted;
     }
-    if (round.below(10) == 0 && !open.empty()) {
+    if (round.below(60) == 0 && !open.empty()) {
       auto victim = open.begin();
       std::advance(victim, round.below(static_cast<int64_t>(open.size())));
       engine.cancel(victim->first);
