@@ -42,7 +42,6 @@ struct TensorNames {
   std::string q = "self_attn.q_proj", k = "self_attn.k_proj", v = "self_attn.v_proj", o = "self_attn.o_proj";
   std::string q_norm = "self_attn.q_norm", k_norm = "self_attn.k_norm";
   std::string router = "mlp.gate";
-  std::string correction_bias;  // with ".weight" or whatever its full suffix is; "" where there is none
   std::string expert_gate = "mlp.experts.{expert}.gate_proj";
   std::string expert_up = "mlp.experts.{expert}.up_proj";
   std::string expert_down = "mlp.experts.{expert}.down_proj";

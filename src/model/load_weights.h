@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fills a model's weights: from a checkpoint's inventory, or with random numbers of the same shapes. Called by
+// model.cpp.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "model/inventory.h"
+#include "model/model.h"
+#include "model/weights.h"
+
+namespace quadrille::model {
+
+struct LoadedWeights {
+  ModelWeights weights;
+  std::vector<std::string> notes;
+};
+
+// Expert by expert over the pool, so that beside the result only a few matrices are in memory. Errors: those of
+// weight_reader.h, kUnsupported for W4A16 without its option, kCancelled.
+Result<LoadedWeights> load_weights(const Inventory& inventory, const ModelConfig& config, const LoadOptions& options);
+
+Result<ModelWeights> random_weights(const ModelConfig& config, const RandomModel& random, const LoadOptions& options);
+
+}  // namespace quadrille::model

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+// Puts a model together: options, weights, cache, position tables, decoder.
+#include "model/model.h"
+
+#include <algorithm>
+#include <new>
+
+#include "core/check.h"
+#include "kernels/api/registry.h"
+#include "model/load_weights.h"
+
+namespace quadrille::model {
+namespace {
+
+Result<const kernels::KernelTable*> choose_table(const LoadOptions& options) {
+  if (options.pool == nullptr) return make_error(ErrorCode::kInvalidArgument, "model: a thread pool is needed");
+  const kernels::KernelTable* table = options.table;
+  if (table == nullptr) {
+    QD_TRY(table, kernels::select_table(""));
+  }
+  if (options.rounding == kernels::Rounding::kF32 && !table->supports_round_f32) {
+    return make_error(ErrorCode::kUnsupported,
+                      "kernels '{}' have no '--round f32': they compute what the hardware computes, in bf16; choose "
+                      "'--round bf16' or another table",
+                      table->name);
+  }
+  return table;
+}
+
+Result<int64_t> choose_pages(const ModelConfig& config, const LoadOptions& options, int64_t max_positions,
+                             kernels::KvType type) {
+  if (options.cache_pages < 0 || options.default_positions < 1 || options.max_positions < 0) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "cache: {} pages, {} default positions, at most {} positions: expected no negative number",
+                      options.cache_pages, options.default_positions, options.max_positions);
+  }
+  if (options.cache_pages > 0) return options.cache_pages;
+  const uint64_t page = KvCache::bytes_per_page(config.num_layers, config.num_kv_heads, config.head_dim, type);
+  if (options.cache_bytes > 0) {
+    if (options.cache_bytes >= page) return static_cast<int64_t>(options.cache_bytes / page);
+    return make_error(ErrorCode::kCapacity, "cache: {} bytes hold no page; a page of {} positions takes {}",
+                      options.cache_bytes, kPagePositions, page);
+  }
+  const int64_t positions = std::min(options.default_positions, max_positions);
+  return (positions + kPagePositions - 1) / kPagePositions;
+}
+
+}  // namespace
+
+struct Model::Impl {
+  ModelConfig config;
+  kernels::Numerics numerics = kernels::Numerics::kExact;
+  kernels::Rounding rounding = kernels::Rounding::kBf16;
+  const kernels::KernelTable* table = nullptr;
+  const std::atomic<bool>* cancel = nullptr;
+  int64_t max_positions = 0;
+  std::vector<std::string> notes;
+  ModelWeights weights;
+  DecoderView view;
+  std::optional<KvCache> cache;
+  RopeTables rope;
+  std::optional<Decoder> decoder;
+
+  static Result<std::unique_ptr<Impl>> create(const ModelConfig& config, const LoadOptions& options) {
+    auto impl = std::make_unique<Impl>();
+    QD_TRY(impl->table, choose_table(options));
+    impl->config = config;
+    impl->numerics = options.numerics;
+    impl->rounding = options.rounding;
+    impl->cancel = options.cancel;
+    return impl;
+  }
+
+  // After the weights: cache, tables, decoder. The cache holds bf16 in round bf16, where that loses nothing.
+  Status finish(const LoadOptions& options) {
+    view = weights.seal(config);
+    const auto type = rounding == kernels::Rounding::kBf16 ? kernels::KvType::kBf16 : kernels::KvType::kF32;
+    max_positions = config.max_positions;
+    if (options.max_positions > 0) max_positions = std::min(max_positions, options.max_positions);
+    QD_TRY(const int64_t num_pages, choose_pages(config, options, max_positions, type));
+    QD_TRY(cache, KvCache::create(config.num_layers, config.num_kv_heads, config.head_dim, num_pages, type));
+    // No sequence gets longer than the whole cache.
+    const int64_t reachable = std::min(max_positions, num_pages * kPagePositions);
+    rope = make_rope_tables(config.rope, config.head_dim, reachable, options.pool);
+    moe::Execution execution;
+    execution.table = table;
+    execution.kernels.pool = options.pool;
+    execution.numerics = numerics;
+    execution.rounding = rounding;
+    decoder.emplace(config, view, rope, &*cache, execution);
+    return {};
+  }
+};
+
+Model::Model(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Model::~Model() = default;
+
+Result<std::unique_ptr<Model>> Model::load(const std::string& folder, const LoadOptions& options) {
+  try {
+    QD_TRY(const formats::HfConfig raw, formats::read_hf_config(folder));
+    QD_TRY(const ModelConfig config, read_model_config(folder));
+    QD_TRY(std::unique_ptr<Impl> impl, Impl::create(config, options));
+    QD_TRY(const Inventory inventory, take_inventory(folder, raw, config, options.log));
+    if (!inventory.unused_tensors.empty()) {
+      options.log(LogLevel::kInfo,
+                  fmt::format("{}: {} tensors are no part of the model and stay unread, the first is '{}'", folder,
+                              inventory.unused_tensors.size(), inventory.unused_tensors[0]));
+    }
+    QD_TRY(LoadedWeights loaded, load_weights(inventory, config, options));
+    impl->weights = std::move(loaded.weights);
+    impl->notes = std::move(loaded.notes);
+    for (const std::string& note : impl->notes) options.log(LogLevel::kWarning, fmt::format("{}: {}", folder, note));
+    QD_TRY_STATUS(impl->finish(options));
+    return std::unique_ptr<Model>(new Model(std::move(impl)));
+  } catch (const std::bad_alloc&) {
+    return make_error(ErrorCode::kCapacity, "{}: the system has not enough memory for the weights and the cache",
+                      folder);
+  }
+}
+
+Result<std::unique_ptr<Model>> Model::random(const ModelConfig& config, const RandomModel& random,
+                                             const LoadOptions& options) {
+  try {
+    QD_TRY_STATUS(check_model_config(config, "random model"));
+    QD_TRY(std::unique_ptr<Impl> impl, Impl::create(config, options));
+    QD_TRY(impl->weights, random_weights(config, random, options));
+    QD_TRY_STATUS(impl->finish(options));
+    return std::unique_ptr<Model>(new Model(std::move(impl)));
+  } catch (const std::bad_alloc&) {
+    return make_error(ErrorCode::kCapacity, "random model: the system has not enough memory for it");
+  }
+}
+
+int64_t Model::vocab_size() const {
+  return impl_->config.vocab_size;
+}
+int64_t Model::max_positions() const {
+  return impl_->max_positions;
+}
+int64_t Model::num_pages() const {
+  return impl_->cache->num_pages();
+}
+const ModelConfig& Model::config() const {
+  return impl_->config;
+}
+const kernels::KernelTable& Model::table() const {
+  return *impl_->table;
+}
+kernels::Numerics Model::numerics() const {
+  return impl_->numerics;
+}
+kernels::Rounding Model::rounding() const {
+  return impl_->rounding;
+}
+const std::vector<std::string>& Model::notes() const {
+  return impl_->notes;
+}
+void Model::set_observer(StepObserver* observer) {
+  impl_->decoder->set_observer(observer);
+}
+
+Status Model::run(const Step& step, std::span<float> logits) {
+  try {
+    QD_TRY_STATUS(impl_->decoder->check_step(step, logits, impl_->rope.num_positions));
+    return impl_->decoder->run(step, logits, impl_->cancel);
+  } catch (const std::bad_alloc&) {
+    return make_error(ErrorCode::kCapacity, "step: the system has not enough memory for {} tokens", step.ids.size());
+  }
+}
+
+Status Model::run_moe_block(int64_t layer, std::span<const float> x, int64_t num_tokens, std::span<float> out) {
+  const ModelConfig& c = impl_->config;
+  const auto count = static_cast<size_t>(std::max<int64_t>(num_tokens, 0) * c.hidden_size);
+  if (layer < 0 || layer >= c.num_layers || num_tokens < 0 || x.size() < count || out.size() < count) {
+    return make_error(ErrorCode::kInvalidArgument, "block {} of {}: {} tokens with {} values in, room for {} out",
+                      layer, c.num_layers, num_tokens, x.size(), out.size());
+  }
+  impl_->decoder->scratch().reset();
+  return impl_->decoder->run_feed_forward(layer, x.data(), num_tokens, out.data());
+}
+
+MemoryUse Model::memory() const {
+  MemoryUse use;
+  use.weight_bytes = impl_->weights.bytes();
+  use.expert_bytes = impl_->weights.expert_bytes();
+  use.cache_bytes = impl_->cache->bytes();
+  use.position_bytes = (impl_->rope.cos.size() + impl_->rope.sin.size()) * sizeof(float);
+  use.scratch_bytes = impl_->decoder->scratch_bytes();
+  use.bytes_read_per_token = impl_->weights.bytes_read_per_token(impl_->config);
+  return use;
+}
+
+}  // namespace quadrille::model

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+// The reading behind weight_reader.h.
+#include "model/weight_reader.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "core/check.h"
+#include "numerics/bf16.h"
+#include "numerics/fp16.h"
+
+namespace quadrille::model {
+namespace {
+
+using formats::DType;
+using formats::TensorView;
+
+prepare::DenseType dense_type(DType dtype) {
+  switch (dtype) {
+    case DType::kBF16:
+      return prepare::DenseType::kBf16;
+    case DType::kF16:
+      return prepare::DenseType::kF16;
+    default:
+      return prepare::DenseType::kF32;
+  }
+}
+
+Result<std::vector<std::byte>> read_bytes(const TensorView& tensor) {
+  std::vector<std::byte> bytes(tensor.bytes.size());
+  QD_TRY_STATUS(tensor.copy_to(bytes));
+  return bytes;
+}
+
+// "[row, column]" of element `index`.
+std::string place_text(const TensorView& tensor, size_t index) {
+  if (tensor.shape.size() != 2) return fmt::format("[{}]", index);
+  const auto width = static_cast<size_t>(tensor.shape[1]);
+  return fmt::format("[{}, {}]", index / width, index % width);
+}
+
+Error not_finite(const TensorView& tensor, size_t index, float value) {
+  return make_error(ErrorCode::kInvalidData, "{}: element {} is {}; expected finite numbers: the file is damaged",
+                    tensor.where(), place_text(tensor, index), std::isnan(value) ? "NaN" : "infinite");
+}
+
+// An error of stacked matrices, traced to the tensor that made it.
+template <typename Part, typename Prepare>
+Error name_part(std::span<const ModuleSource* const> sources, const std::vector<Part>& parts, const Error& stacked,
+                const Prepare& prepare) {
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (auto one = prepare(parts[i]); !one) return one.error().in(sources[i]->weight->where());
+  }
+  return stacked.in(sources[0]->weight->where());
+}
+
+}  // namespace
+
+Result<std::vector<float>> WeightReader::read_floats(const TensorView& tensor) const {
+  QD_TRY(const std::vector<std::byte> bytes, read_bytes(tensor));
+  std::vector<float> values(tensor.num_elements());
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (tensor.dtype == DType::kF32) {
+      std::memcpy(&values[i], bytes.data() + 4 * i, 4);
+    } else {
+      uint16_t code;
+      std::memcpy(&code, bytes.data() + 2 * i, 2);
+      values[i] = tensor.dtype == DType::kBF16 ? numerics::bf16_to_f32(code) : numerics::f16_to_f32(code);
+    }
+    if (!std::isfinite(values[i])) return not_finite(tensor, i, values[i]);
+  }
+  return values;
+}
+
+Result<std::vector<uint16_t>> WeightReader::read_bf16(const ModuleSource& source) {
+  QD_TRY(const std::vector<float> values, read_floats(*source.weight));
+  std::vector<uint16_t> codes(values.size());
+  int64_t rounded = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    codes[i] = numerics::bf16_from_f32(values[i]);
+    const float back = numerics::bf16_to_f32(codes[i]);
+    if (!std::isfinite(back)) return not_finite(*source.weight, i, back);
+    rounded += back != values[i] ? 1 : 0;
+  }
+  count_weights(rounded);
+  return codes;
+}
+
+Result<std::vector<uint16_t>> WeightReader::read_scales(const ModuleSource& source) {
+  const TensorView& tensor = *source.scale;
+  QD_TRY(const std::vector<float> values, read_floats(tensor));
+  std::vector<uint16_t> codes(values.size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    codes[i] = numerics::bf16_from_f32(values[i]);
+    const float back = numerics::bf16_to_f32(codes[i]);
+    if (back == values[i]) continue;
+    if (!std::isfinite(back)) return not_finite(tensor, i, back);
+    if (!round_scales_) {
+      return make_error(ErrorCode::kUnsupported,
+                        "{}: scale {} is {} ({}), which bf16 does not hold exactly; weight scales are bf16: run with "
+                        "'--scales round' to round them",
+                        tensor.where(), place_text(tensor, i), values[i], formats::dtype_name(tensor.dtype));
+    }
+    count_scale(values[i], back);
+  }
+  return codes;
+}
+
+Status WeightReader::read_w4(std::span<const ModuleSource* const> parts, int64_t expert, ThreadPool* pool,
+                             LinearStore* store) {
+  std::vector<std::vector<std::byte>> bytes;
+  std::vector<std::vector<uint16_t>> scales;
+  std::vector<prepare::CanonicalW4> canonical;
+  for (const ModuleSource* source : parts) {
+    QD_TRY(std::vector<std::byte> codes, read_bytes(*source->weight));
+    QD_TRY(std::vector<uint16_t> scale, read_scales(*source));
+    bytes.push_back(std::move(codes));
+    scales.push_back(std::move(scale));
+    prepare::CanonicalW4 matrix;
+    matrix.n = source->n();
+    matrix.k = source->k();
+    matrix.group_size = source->decision.group_size;
+    const bool packed = source->decision.format == formats::WeightFormat::kPackQuantized;
+    (packed ? matrix.packed : matrix.codes) = bytes.back().data();
+    matrix.scales = scales.back().data();
+    canonical.push_back(matrix);
+  }
+  auto prepared = prepare::prepare_w4(canonical, numerics_, pool);
+  if (!prepared) {
+    return name_part(parts, canonical, prepared.error(),
+                     [&](const prepare::CanonicalW4& part) { return prepare::prepare_w4(part, numerics_); });
+  }
+  store->w4[expert] = std::move(*prepared);
+  return {};
+}
+
+Status WeightReader::read_dense(std::span<const ModuleSource* const> parts, int64_t expert, ThreadPool* pool,
+                                LinearStore* store) {
+  std::vector<std::vector<std::byte>> bytes;
+  std::vector<prepare::CanonicalDense> canonical;
+  for (const ModuleSource* source : parts) {
+    QD_TRY(std::vector<std::byte> values, read_bytes(*source->weight));
+    bytes.push_back(std::move(values));
+    canonical.push_back({source->n(), source->k(), dense_type(source->weight->dtype), bytes.back().data()});
+  }
+  auto prepared = prepare::prepare_bf16(canonical, pool);
+  if (!prepared) {
+    return name_part(parts, canonical, prepared.error(),
+                     [](const prepare::CanonicalDense& part) { return prepare::prepare_bf16(part); });
+  }
+  count_weights(prepared->num_rounded);
+  store->bf16[expert] = std::move(*prepared);
+  return {};
+}
+
+Status WeightReader::read_linear(std::span<const ModuleSource* const> parts, int64_t expert, ThreadPool* pool,
+                                 LinearStore* store) {
+  if (parts[0]->quantised()) {
+    QD_TRY_STATUS(read_w4(parts, expert, pool, store));
+  } else {
+    QD_TRY_STATUS(read_dense(parts, expert, pool, store));
+  }
+  if (parts[0]->bias == nullptr) return {};
+  QD_CHECK(parts.size() == 1 && expert == 0, "a bias belongs to a single matrix");
+  QD_TRY(store->bias, read_floats(*parts[0]->bias));
+  return {};
+}
+
+void WeightReader::count_scale(float value, float rounded) {
+  const std::lock_guard lock(mutex_);
+  ++rounded_scales_;
+  const double error = std::abs((static_cast<double>(rounded) - value) / value);
+  largest_scale_error_ = std::max(largest_scale_error_, error);
+}
+
+void WeightReader::count_weights(int64_t rounded) {
+  if (rounded == 0) return;
+  const std::lock_guard lock(mutex_);
+  rounded_weights_ += rounded;
+}
+
+std::vector<std::string> WeightReader::notes() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::string> notes;
+  if (rounded_scales_ > 0) {
+    notes.push_back(fmt::format("rounded {} weight scales to bf16; the largest relative error is {:.3g}",
+                                rounded_scales_, largest_scale_error_));
+  }
+  if (rounded_weights_ > 0) {
+    notes.push_back(fmt::format("rounded {} unquantised weights to bf16 (they were F16 or F32)", rounded_weights_));
+  }
+  return notes;
+}
+
+}  // namespace quadrille::model
