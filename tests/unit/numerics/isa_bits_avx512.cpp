@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shared functions as the avx512 unit compiles them (flags in CMakeLists.txt).
+#define QD_ISA_FUNCTION run_avx512
+#include "isa_bits_body.h"
