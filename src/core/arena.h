@@ -35,12 +35,23 @@ class Arena {
 
   // Everything taken is free again. A step that overflowed the block makes the next block large enough for it.
   void reset() {
-    if (used_ > capacity_) {
-      overflow_.clear();
-      block_ = allocate(used_);
-      capacity_ = used_;
+    rewind({});
+    if (peak_ > capacity_) {
+      block_ = allocate(peak_);
+      capacity_ = peak_;
     }
-    used_ = offset_ = 0;
+  }
+
+  // What has been taken so far; rewind() forgets everything taken after the mark. ArenaScope below pairs the two.
+  struct Mark {
+    size_t offset = 0, used = 0, overflow = 0;
+  };
+  Mark mark() const { return {offset_, used_, overflow_.size()}; }
+  void rewind(const Mark& mark) {
+    if (used_ > peak_) peak_ = used_;
+    offset_ = mark.offset;
+    used_ = mark.used;
+    while (overflow_.size() > mark.overflow) overflow_.pop_back();
   }
 
   size_t capacity_bytes() const { return capacity_; }
@@ -57,8 +68,21 @@ class Arena {
   }
 
   Block block_;
-  size_t capacity_ = 0, offset_ = 0, used_ = 0;
+  size_t capacity_ = 0, offset_ = 0, used_ = 0, peak_ = 0;
   std::vector<Block> overflow_;
+};
+
+// What is taken while the scope lives is free again at its end: the scratch of one kernel call.
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena& arena) : arena_(arena), mark_(arena.mark()) {}
+  ~ArenaScope() { arena_.rewind(mark_); }
+  ArenaScope(const ArenaScope&) = delete;
+  ArenaScope& operator=(const ArenaScope&) = delete;
+
+ private:
+  Arena& arena_;
+  Arena::Mark mark_;
 };
 
 }  // namespace quadrille

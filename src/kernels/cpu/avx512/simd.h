@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// The vocabulary of the AVX-512 unit (F, BW, VL, DQ): 16 fp32 lanes. Only avx512/isa.cpp includes it.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "core/hostdev.h"
+
+namespace quadrille::kernels::cpu {
+namespace {
+
+struct Simd {
+  static constexpr int kLanes = 16;
+  // Register tile of the panel kernels: vectors of rows x tokens; chains of one half step fill 24 of 32 registers.
+  static constexpr int kTileVectors = 2;
+  static constexpr int kTileTokens = 12;
+  // Vectors of rows that the direct kernels take at once for 1, 2, and 3 or 4 tokens.
+  static constexpr int kDirectVectors1 = 1;
+  static constexpr int kDirectVectors2 = 2;
+  static constexpr int kDirectVectors4 = 2;
+  // The same for the bf16 product, whose chains are long: enough of them to hide the latency of an fma.
+  static constexpr int kBf16Vectors1 = 4;
+  static constexpr int kBf16Vectors2 = 4;
+  static constexpr int kBf16Vectors4 = 2;
+  using F = __m512;
+  using I = __m512i;
+
+  QD_HD static F zero() { return _mm512_setzero_ps(); }
+  QD_HD static F set(float x) { return _mm512_set1_ps(x); }
+  QD_HD static F load(const float* p) { return _mm512_loadu_ps(p); }
+  QD_HD static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  QD_HD static F load_part(const float* p, int64_t count) { return _mm512_maskz_loadu_ps(mask(count), p); }
+  QD_HD static void store_part(float* p, F v, int64_t count) { _mm512_mask_storeu_ps(p, mask(count), v); }
+
+  QD_HD static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  QD_HD static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  QD_HD static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  QD_HD static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  // The second operand where either is NaN, as in SSE.
+  QD_HD static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  QD_HD static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  QD_HD static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  // fma whose product a * b is known to be exact in fp32.
+  QD_HD static F fma_exact(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  QD_HD static F abs(F a) { return _mm512_and_ps(a, as_float(set_i(0x7fffffff))); }
+  QD_HD static F negate(F a) { return _mm512_xor_ps(a, as_float(set_i(INT32_MIN))); }
+
+  QD_HD static I set_i(int32_t x) { return _mm512_set1_epi32(x); }
+  QD_HD static I as_int(F v) { return _mm512_castps_si512(v); }
+  QD_HD static F as_float(I v) { return _mm512_castsi512_ps(v); }
+  QD_HD static I add_i(I a, I b) { return _mm512_add_epi32(a, b); }
+  QD_HD static I sub_i(I a, I b) { return _mm512_sub_epi32(a, b); }
+  template <int kBits>
+  QD_HD static I shift_left(I v) {
+    return _mm512_slli_epi32(v, kBits);
+  }
+  template <int kBits>
+  QD_HD static I shift_right_signed(I v) {
+    return _mm512_srai_epi32(v, kBits);
+  }
+
+  // value where x is a number, else the canonical NaN of fp32.
+  QD_HD static F number_or_nan(F x, F value) {
+    return _mm512_mask_mov_ps(value, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), as_float(set_i(0x7fffffff)));
+  }
+  // Lanes first .. last-1 of a row of lanes that starts at `index` keep v, all others get `other`.
+  QD_HD static F keep_range(F v, F other, int64_t index, int64_t first, int64_t last) {
+    const int64_t from = first - index < 0 ? 0 : (first - index > kLanes ? kLanes : first - index);
+    const int64_t to = last - index < 0 ? 0 : (last - index > kLanes ? kLanes : last - index);
+    const uint32_t kept = ((1u << to) - 1u) & ~((1u << from) - 1u);
+    return _mm512_mask_mov_ps(other, static_cast<__mmask16>(kept), v);
+  }
+
+  QD_HD static F load_bf16(const uint16_t* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  QD_HD static F load_bf16_part(const uint16_t* p, int64_t count) {
+    return widen(_mm256_maskz_loadu_epi16(mask(count), p));
+  }
+  // Nearest even, kept in fp32; NaN gives 0x7FFF0000.
+  QD_HD static F round_bf16(F x) {
+    const I u = as_int(x);
+    const I odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), set_i(1));
+    const I sum = _mm512_add_epi32(u, _mm512_add_epi32(odd, set_i(0x7fff)));
+    const I kept = _mm512_and_si512(sum, set_i(static_cast<int32_t>(0xffff0000u)));
+    return as_float(_mm512_mask_mov_epi32(kept, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), set_i(0x7fff0000)));
+  }
+
+  // kLanes e4m3 codes -> values (numerics::e4m3_to_f32).
+  QD_HD static F load_e4m3(const uint8_t* p) {
+    const I code = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const I magnitude = _mm512_and_si512(code, set_i(0x7f));
+    const I sign = _mm512_slli_epi32(_mm512_xor_si512(code, magnitude), 24);
+    const F subnormal = _mm512_mul_ps(_mm512_cvtepi32_ps(magnitude), set(0x1p-9f));
+    const I normal = _mm512_add_epi32(_mm512_slli_epi32(magnitude, 20), set_i(120 << 23));
+    I value = _mm512_mask_mov_epi32(as_int(subnormal), _mm512_cmpgt_epi32_mask(magnitude, set_i(7)), normal);
+    value = _mm512_or_si512(value, sign);
+    return as_float(_mm512_mask_mov_epi32(value, _mm512_cmpeq_epi32_mask(magnitude, set_i(0x7f)), set_i(0x7fffffff)));
+  }
+  // numerics::e4m3_from_f32 of each lane.
+  QD_HD static void store_e4m3(uint8_t* p, F x) {
+    const I u = as_int(x);
+    const I a = _mm512_and_si512(u, set_i(0x7fffffff));
+    const I sign = _mm512_and_si512(_mm512_srli_epi32(u, 24), set_i(0x80));
+    const I odd = _mm512_and_si512(_mm512_srli_epi32(a, 20), set_i(1));
+    const I rounded = _mm512_add_epi32(a, _mm512_add_epi32(odd, set_i(0x7ffff)));
+    const I normal = _mm512_sub_epi32(_mm512_srli_epi32(rounded, 20), set_i(120 << 3));
+    const I small = _mm512_sub_epi32(as_int(_mm512_add_ps(as_float(a), set(16384.0f))), as_int(set(16384.0f)));
+    I code = _mm512_mask_mov_epi32(normal, _mm512_cmplt_epi32_mask(a, as_int(set(0x1p-6f))), small);
+    code = _mm512_mask_mov_epi32(code, _mm512_cmpge_epi32_mask(a, as_int(set(448.0f))), set_i(0x7e));
+    code = _mm512_or_si512(code, sign);
+    code = _mm512_mask_mov_epi32(code, _mm512_cmpgt_epi32_mask(a, set_i(0x7f800000)), set_i(0x7f));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(code));
+  }
+  // The value of E4(v) for |v| far below 2^100; NaN stays NaN. The added number has the unit of e4m3 at v's size.
+  QD_HD static F round_e4m3(F v) {
+    const I exponent = _mm512_and_si512(as_int(v), set_i(0x7f800000));
+    const I floor = _mm512_max_epi32(exponent, as_int(set(0x1p-6f)));
+    const F magic = as_float(_mm512_add_epi32(floor, set_i((20 << 23) | 0x400000)));
+    const F rounded = _mm512_sub_ps(_mm512_add_ps(v, magic), magic);
+    return _mm512_max_ps(set(-448.0f), _mm512_min_ps(set(448.0f), rounded));
+  }
+
+  // kLanes words of eight nibbles, and the value q of nibble J of each. The permute reads the low four bits only.
+  QD_HD static I load_words(const uint32_t* p) { return _mm512_loadu_si512(p); }
+  template <int J>
+  QD_HD static F nibble(I words) {
+    const F table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+    return _mm512_permutexvar_ps(J == 0 ? words : _mm512_srli_epi32(words, 4 * J), table);
+  }
+
+  // The tree of numerics::lane_tree over 32 lanes: distances 16, 8, 4, 2, 1.
+  QD_HD static float tree32(const F* lanes) {
+    const F v16 = _mm512_add_ps(lanes[0], lanes[1]);
+    const __m256 v8 = _mm256_add_ps(_mm512_castps512_ps256(v16), _mm512_extractf32x8_ps(v16, 1));
+    const __m128 v4 = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
+    const __m128 v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
+    return _mm_cvtss_f32(_mm_add_ss(v2, _mm_shuffle_ps(v2, v2, 1)));
+  }
+
+ private:
+  QD_HD static __mmask16 mask(int64_t count) { return static_cast<__mmask16>((1u << count) - 1u); }
+  QD_HD static F widen(__m256i bf16) { return as_float(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16)); }
+};
+
+}  // namespace
+}  // namespace quadrille::kernels::cpu

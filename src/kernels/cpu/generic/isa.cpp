@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+// The generic unit: the bodies over its vocabulary. No standard containers or algorithms here, nothing outside
+// anonymous namespaces but the one struct: no weak symbol of this unit may reach a machine without its instructions.
+#include "kernels/cpu/generic/simd.h"
+
+#include "kernels/cpu/body/parts.h"
+
+namespace quadrille::kernels::cpu {
+
+constinit const IsaParts kGenericParts = parts_of<Simd>();
+
+}  // namespace quadrille::kernels::cpu
