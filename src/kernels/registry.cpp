@@ -2,25 +2,16 @@
 // The list of tables in this build, best first, and the choice among them.
 #include "kernels/api/registry.h"
 
-#include <iterator>
 #include <string>
 
-#include "kernels/ref/tables.h"
-#if __has_include("kernels/cpu/tables.h")
 #include "kernels/cpu/tables.h"
-#define QD_HAS_CPU_TABLES 1
-#else
-#define QD_HAS_CPU_TABLES 0
-#endif
+#include "kernels/ref/tables.h"
 
 namespace quadrille::kernels {
 namespace {
 
 const KernelTable* const kTables[] = {
-#if QD_HAS_CPU_TABLES
-    &cpu::kAvx512Table, &cpu::kAvx2Table,   &cpu::kGenericTable,
-#endif
-    &ref::kRefTable,    &ref::kHopperTable,
+    &cpu::kAvx512Table, &cpu::kAvx2Table, &cpu::kGenericTable, &ref::kRefTable, &ref::kHopperTable,
 };
 
 std::string names() {
