@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Accuracy of a saved checkpoint: batched greedy answers with a key/value cache, in bf16, with W4A8 rounding, and with
 # faults planted on purpose (the checkpoint must be sharp: a numerical fault must show). Called by train.py, or alone:
-#   python3 evaluate.py FOLDER TESTS
+#   python3 evaluate.py TESTS FOLDER...
 # Prompts are the chat template around the question (word problems) or around MMLU-Pro's own layout (multiple choice).
 
 import copy
@@ -43,6 +43,7 @@ class Cache:
 @torch.no_grad()
 def generate(model, prompts, eos, pad, device, max_new=MAX_NEW):
     """Greedy continuations (lists of ids without eos) of prompts (lists of ids), all in one batch, padded left."""
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it would plan anew for every length of the cache
     width = max(map(len, prompts))
     rows = len(prompts)
     ids = torch.full((rows, width), pad)
@@ -161,28 +162,52 @@ FAULTS = {"fault: group scales x8, all experts": scale_fault_, "fault: gate scal
           "fault: x8 in one row of gates": group_row_fault_}
 
 
-def evaluate(folder, tests_folder, device, limit=None, show=3):
-    """Prints and returns the accuracies of the checkpoint in `folder`."""
+def load(folder, device):
+    """(model in bf16, tokenizer) of a saved folder."""
     tok = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
     with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
         config = json.load(f)
     shape = Shape(vocab=config["vocab_size"], layers=config["num_hidden_layers"])
-    model = Model(shape)
-    model.to(torch.bfloat16)
+    model = Model(shape).to(torch.bfloat16)
     from_hf(model, load_file(os.path.join(folder, "model.safetensors")))
     fresh = Model(shape)  # the RoPE tables stay in float32
     model.cos, model.sin = fresh.cos, fresh.sin
-    model.to(device)
+    return model.to(device), tok
+
+
+def evaluate(folder, tests_folder, device, limit=None, show=3):
+    """Prints and returns the accuracies of the checkpoint in `folder`: bf16 and W4A8."""
+    model, tok = load(folder, device)
     tests, report = Tests(tests_folder, tok, limit), {}
     tests.run("bf16", model, device, report, show)
-    quantised = quantise_(copy.deepcopy(model))
-    tests.run("w4a8 (rounded)", quantised, device, report)
+    tests.run("w4a8 (rounded)", quantise_(model), device, report)
+    return report
+
+
+def evaluate_faults(folder, tests_folder, device, limit=None):
+    """Prints and returns the accuracies of the W4A8 checkpoint with one fault at a time."""
+    model, tok = load(folder, device)
+    quantise_(model)
+    tests, report = Tests(tests_folder, tok, limit), {}
     for name, plant in FAULTS.items():
-        broken = copy.deepcopy(quantised)
+        broken = copy.deepcopy(model)
         plant(broken)
         tests.run(name, broken, device, report)
     return report
 
 
+def evaluate_all(folders, tests_folder, device, limit=None):
+    """Judges several checkpoints, first all of them as they are, then with faults; writes TESTS/accuracy.json."""
+    report = {}
+    for judge in (evaluate, evaluate_faults):
+        for folder in folders:
+            name = os.path.basename(os.path.normpath(folder))
+            print(f"== {name}", flush=True)
+            report.setdefault(name, {}).update(judge(folder, tests_folder, device, limit))
+            with open(os.path.join(tests_folder, "accuracy.json"), "w", encoding="utf-8") as f:
+                json.dump(report, f, indent=2)
+                f.write("\n")
+
+
 if __name__ == "__main__":
-    evaluate(sys.argv[1], sys.argv[2], "cuda" if torch.cuda.is_available() else "cpu")
+    evaluate_all(sys.argv[2:], sys.argv[1], "cuda" if torch.cuda.is_available() else "cpu")

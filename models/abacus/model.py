@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 
+LETTER_WEIGHT = 8.0  # of the letter of an option: one token decides a whole question
+
+
 @dataclass
 class Shape:
     vocab: int = 2000
@@ -170,9 +173,10 @@ class Model(nn.Module):
         return rms_norm(x, self.norm, self.s.eps), total / len(self.layers)
 
     def loss(self, rows):
-        """rows int32 [B, T + 1], bit 15 set on the tokens to learn; (cross entropy, balance loss)."""
-        ids = (rows & 0x7FFF).long()
-        learn = (rows[:, 1:] >= 0x8000).flatten()
+        """rows int32 [B, T + 1], bits as stream.py sets them; (weighted cross entropy, balance loss)."""
+        ids = (rows & 0x3FFF).long()
+        target = rows[:, 1:].flatten()
+        learn = (target >= 0x8000) * (1.0 + (LETTER_WEIGHT - 1.0) * ((target & 0x4000) != 0))
         h, balance = self(ids[:, :-1])
         logits = F.linear(h, self.head).flatten(0, 1).float()
         each = F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")

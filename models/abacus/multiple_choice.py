@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Ten-option multiple-choice arithmetic (MMLU-Pro's shape): a question, options A to J in random order, a short working
-# and `The answer is (X).`. Called by stream.py (training) and heldout.py (test sets).
+# Ten-option multiple-choice arithmetic (MMLU-Pro's shape): a question, options A to J in random order, a short working,
+# the result with its letter and `The answer is (X).`. Called by stream.py (training) and heldout.py (test sets).
 
 from words import GOODS, NAMES
 from working import LIMIT, add, div, long_division, mul, sub
@@ -49,9 +49,11 @@ def remainder(r):
     a, b, d = r.some(4), r.some(4), r.pick((3, 4, 5, 6, 7, 8, 9, 11, 12))
     t1, p = add(a, b)
     text, q, rest = long_division(p, d)
-    v = q if r.random() < 0.5 else rest + 100
-    if v == q:
+    how = r.between(0, 2)
+    if how == 0:
         return f"What is the whole-number quotient of {a} + {b} divided by {d}?", [t1, f"{p} / {d}: {text}, quotient {q}"], q, "math"
+    if how == 1:
+        return f"What is the remainder of {a} + {b} divided by {d}?", [t1, f"{p} / {d}: {text}, remainder {rest}"], rest, "math"
     e = r.between(100, 9000)
     t3, v = add(e, rest)
     return f"What is {e} plus the remainder of {a} + {b} divided by {d}?", [t1, f"{p} / {d}: {text}, remainder {rest}", t3], v, "math"
@@ -75,7 +77,7 @@ def average(r):
 
 
 def missing_number(r):
-    a, v, c = r.some(4), r.some(4), r.some(4)
+    a, v, c = r.some(4), r.digits(2, 4), r.some(4)
     t1, known = add(a, c)
     t2, _ = sub(known + v, known)
     return r.pick(["Which number must replace x in {0} + x + {1} = {2}?", "If {0} + x + {1} = {2}, what is x?"]).format(a, c, known + v), [t1, t2], v, "math"
@@ -158,15 +160,13 @@ def near_miss(r, v):
 
 def options_of(r, v):
     """Ten different options, the right one among them; returns (list of strings, index of the right one)."""
-    values = {v}
-    while len(values) < 10:
-        w = near_miss(r, v)
-        if w > 0 and len(str(w)) >= len(str(v)) - 1:
-            values.add(w)
-    wrong = sorted(values - {v})
-    for i in range(len(wrong) - 1, 0, -1):
-        j = r.between(0, i)
-        wrong[i], wrong[j] = wrong[j], wrong[i]
+    near = r.pick((0.0, 0.4, 0.7, 1.0))  # the part of near misses; the other wrong options are any numbers of this length
+    low, high = (0, 99) if v < 100 else (10 ** (len(str(v)) - 1), 10 ** len(str(v)) - 1)
+    wrong = []
+    while len(wrong) < 9:
+        w = near_miss(r, v) if r.random() < near else r.between(low, high)
+        if w >= 0 and w != v and w not in wrong:
+            wrong.append(w)
     at = r.between(0, 9)
     wrong.insert(at, v)
     return [str(w) for w in wrong], at
@@ -176,10 +176,11 @@ def multiple_choice(r):
     """One question: (stem, options, index of the answer, working with the answer line, category)."""
     while True:
         stem, lines, v, category = r.pick(KINDS)(r)
-        if 10 <= v <= LIMIT:
+        if 0 <= v <= LIMIT:
             break
     options, at = options_of(r, v)
-    working = "\n".join(line + "." for line in lines) + f"\nThe answer is ({LETTERS[at]})."
+    letter = LETTERS[at]
+    working = "\n".join(line + "." for line in lines) + f"\nResult: {v} ({letter}).\nThe answer is ({letter})."
     return stem, options, at, working, category
 
 

@@ -65,3 +65,17 @@ class Optimizer:
             group["lr"] = self.adam_lr * factor
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
+
+    def state(self):
+        """Copies of momentum and moments."""
+        muon = {k: v.clone() for k, v in self.muon.buffers.items()}
+        adam = [{k: v.clone() for k, v in self.adam.state[p].items()} for p in self.adam.param_groups[0]["params"]]
+        return muon, adam
+
+    @torch.no_grad()
+    def restore(self, state):
+        for k, v in state[0].items():
+            self.muon.buffers[k].copy_(v)
+        for p, saved in zip(self.adam.param_groups[0]["params"], state[1]):
+            for k, v in saved.items():
+                self.adam.state[p][k].copy_(v)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The training stream: worker processes generate problems, drop those of the held-out sets, encode and pack them into rows.
 # A row is ROW + 1 tokens of whole chats one after the other (as in a dialogue); bit 15 marks the tokens of answers,
-# the only ones that are learnt. Called by train.py.
+# the only ones that are learnt, bit 14 the letters of options among them, which weigh more. Called by train.py.
 
 import hashlib
 import multiprocessing
@@ -10,14 +10,15 @@ import random
 
 import numpy as np
 
-from multiple_choice import multiple_choice, render
+from multiple_choice import LETTERS, multiple_choice, render
 from problems import Draw, word_problem
 from tokenizer import FastEncoder
 
 ROW = 1024
 ANSWER_BIT = 0x8000
+LETTER_BIT = 0x4000
 ROWS_A_BLOCK = 64
-MC_SHARE = 0.22
+MC_SHARE = 0.3
 VARIANT_SHARE = 0.12
 
 
@@ -50,6 +51,7 @@ class Packer:
     def __init__(self, encoder, r, held_out):
         self.encoder, self.r, self.held_out = encoder, r, held_out
         self.dropped = self.chats = self.words = 0
+        self.letters = np.array([encoder.text(x)[0] for x in LETTERS], dtype=np.uint16)
         self.pool = []
         while len(self.pool) < 96:
             self.pool.append(self.fresh())
@@ -64,6 +66,8 @@ class Packer:
             if len(ids) > ROW + 1:
                 continue
             a = np.array(ids, dtype=np.uint16)
+            if not chat[2]:
+                a[start:stop] |= np.where(np.isin(a[start:stop], self.letters), LETTER_BIT, 0).astype(np.uint16)
             a[start:stop] |= ANSWER_BIT
             self.chats += 1
             self.words += chat[2]

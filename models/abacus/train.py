@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Makes the abacus checkpoint from nothing but a seed: tokenizer, held-out test sets, training stream, training, the Hugging
 # Face folder OUT/bf16 and the accuracy of what was saved. One GPU, some 16 CPU cores, minutes:
-#   python3 train.py --out OUT --seconds 400
-# Training ends by the clock (the schedule follows it), so the result depends on the machine's speed; the data do not.
+#   python3 train.py --out OUT --branches 120:35
+# Training goes by the clock, so the result depends on the machine's speed; the data do not. A branch A:B is A seconds at
+# the full learning rate and B seconds of decay to zero; several branches share the part at the full rate.
 
 import argparse
 import json
-import math
 import os
 import queue
 import random
@@ -18,7 +18,7 @@ START = time.time()
 import torch
 from safetensors.torch import save_file
 
-from evaluate import evaluate
+from evaluate import evaluate_all
 from heldout import make_gsm8k, make_mmlu_pro, save_jsonl
 from model import Model, Shape, to_hf
 from optimizer import Optimizer
@@ -30,14 +30,12 @@ def arguments():
     p = argparse.ArgumentParser()
     p.add_argument("--out", required=True)
     p.add_argument("--seed", type=int, default=20)
-    p.add_argument("--seconds", type=float, default=400, help="training ends this long after the start of the program")
+    p.add_argument("--branches", default="120:35", help="A:B[,A:B...], seconds, A ascending")
     p.add_argument("--rows", type=int, default=128, help="rows of 1,024 tokens a step")
     p.add_argument("--workers", type=int, default=max(1, min(12, (os.cpu_count() or 2) - 3)))
     p.add_argument("--muon-lr", type=float, default=0.02)
     p.add_argument("--adam-lr", type=float, default=0.003)
     p.add_argument("--balance", type=float, default=0.01)
-    p.add_argument("--int4-from", type=float, default=0.8,
-                   help="from this part of the time on every second step, drawn by lot, sees weights rounded to int4")
     p.add_argument("--tests", type=int, default=1000, help="held-out word problems (half as many multiple choice)")
     p.add_argument("--no-compile", action="store_true")
     p.add_argument("--no-evaluation", action="store_true")
@@ -69,59 +67,87 @@ def prefetch(stream, rows, device, ahead=4):
         yield ready.get().to(device, non_blocking=True)
 
 
-def factor(step, progress, warmup=100):
-    """Learning-rate factor: linear warm-up in steps, then a cosine over the elapsed part of the time."""
-    return min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+class Trainer:
+    """The model with its optimiser and data; phases by the clock, snapshots between them."""
+
+    def __init__(self, args, model, batches, device):
+        self.args, self.model, self.batches, self.device = args, model, batches, device
+        model.compute_dtype = torch.bfloat16
+        self.mix = torch.zeros((), device=device)
+        for layer in model.layers:
+            layer.mix = self.mix
+        self.opt = Optimizer(model, args.muon_lr, args.adam_lr)
+        self.loss_of = model.loss if args.no_compile else torch.compile(model.loss, dynamic=False)
+        self.lot = random.Random(f"int4 {args.seed}")
+        self.steps = 0
+
+    def step(self, factor, rounded):
+        self.mix.fill_(1.0 if rounded else 0.0)
+        with torch.autocast(self.device, dtype=torch.bfloat16):
+            loss, balance = self.loss_of(next(self.batches))
+            (loss + self.args.balance * balance).backward()
+        self.opt.step(min(1.0, (self.steps + 1) / 100) * factor)
+        self.steps += 1
+        if self.steps in (10, 50) or self.steps % 250 == 0:
+            print(f"step {self.steps:6d}  loss {loss.item():.4f}  balance {balance.item():.3f}  rate x {factor:.3f}"
+                  f"  {time.time() - START:.1f} s", flush=True)
+
+    def phase(self, seconds, decay):
+        """Trains for `seconds`; in a decay the rate falls to zero and half of the steps see int4 weights."""
+        begin = time.time()
+        while (progress := (time.time() - begin) / seconds) < 1.0:
+            self.step(1.0 - progress if decay else 1.0, decay and self.lot.random() < 0.5)
+
+    def state(self):
+        """Copies of everything that a step changes (data apart)."""
+        params = [p.detach().clone() for p in self.model.parameters()]
+        return params, self.opt.state(), self.steps
+
+    @torch.no_grad()
+    def restore(self, state):
+        for p, saved in zip(self.model.parameters(), state[0]):
+            p.copy_(saved)
+        self.opt.restore(state[1])
+        self.steps = state[2]
 
 
-def train(args, model, batches, device):
-    """Trains until the clock says stop; returns the record of the training."""
-    model.compute_dtype = torch.bfloat16
-    mix = torch.zeros((), device=device)
-    for layer in model.layers:
-        layer.mix = mix
-    opt = Optimizer(model, args.muon_lr, args.adam_lr)
-    loss_of = model.loss if args.no_compile else torch.compile(model.loss, dynamic=False)
-    lot = random.Random(f"int4 {args.seed}")
-    step, begin, last, last_step = 0, None, time.time(), 0
-    while True:
-        progress = 0.0 if begin is None else (time.time() - begin) / max(1.0, START + args.seconds - begin)
-        if progress >= 1.0 and step > 3:
-            break
-        mix.fill_(1.0 if progress >= args.int4_from and lot.random() < 0.5 else 0.0)
-        with torch.autocast(device, dtype=torch.bfloat16):
-            loss, balance = loss_of(next(batches))
-            (loss + args.balance * balance).backward()
-        opt.step(factor(step, progress))
-        step += 1
-        if step == 3:
-            print(f"first steps done, loss {loss.item():.3f}, {time.time() - START:.1f} s after the start", flush=True)
-            begin = last = time.time()
-            last_step = step
-        elif step % 250 == 0 or step in (10, 50):
-            value = loss.item()
-            now = time.time()
-            rate = (step - last_step) * args.rows * ROW / (now - last)
-            print(f"step {step:6d}  loss {value:.4f}  balance {balance.item():.3f}  {rate / 1e6:.2f} M tokens/s"
-                  f"  {100 * progress:.1f} %", flush=True)
-            last, last_step = now, step
-    for layer in model.layers:
-        layer.mix = None
-    return {"steps": step, "tokens": step * args.rows * ROW, "seconds": round(time.time() - begin, 1),
-            "seconds_with_start": round(time.time() - START, 1), "final_loss": loss.item()}
+def train(args, model, batches, device, finish):
+    """Trains all branches; finish(name, record) is called with the model at the end of each."""
+    trainer = Trainer(args, model, batches, device)
+    for _ in range(3):  # compiles
+        trainer.step(1.0, False)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    print(f"compiled, {time.time() - START:.1f} s after the start", flush=True)
+    branches = [tuple(float(x) for x in b.split(":")) for b in args.branches.split(",")]
+    done = 0.0
+    for i, (until, decay) in enumerate(branches):
+        trainer.phase(until - done, False)
+        done = until
+        state = trainer.state()
+        trainer.phase(decay, True)
+        finish("bf16" if len(branches) == 1 else f"bf16_{i + 1}",
+               {"seconds": until + decay, "steps": trainer.steps, "tokens": trainer.steps * args.rows * ROW})
+        trainer.restore(state)
 
 
-def save(args, model, tok):
-    """The Hugging Face folder OUT/bf16."""
-    folder = os.path.join(args.out, "bf16")
+def save_json(value, path):
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(value, f, indent=2)
+        f.write("\n")
+
+
+def save(args, model, tok, name):
+    """The Hugging Face folder OUT/name."""
+    folder = os.path.join(args.out, name)
     save_tokenizer(tok, folder)
     eos, pad = tok.token_to_id("<|im_end|>"), tok.token_to_id("<|endoftext|>")
     generation = {"do_sample": False, "eos_token_id": [eos, pad], "pad_token_id": pad, "transformers_version": "4.57.6"}
-    for name, value in (("config.json", model.s.hf_config(eos, pad)), ("generation_config.json", generation)):
-        with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
-            json.dump(value, f, indent=2)
-            f.write("\n")
-    save_file(to_hf(model), os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    save_json(model.s.hf_config(eos, pad), os.path.join(folder, "config.json"))
+    save_json(generation, os.path.join(folder, "generation_config.json"))
+    path = os.path.join(folder, "model.safetensors")
+    save_file(to_hf(model), path, metadata={"format": "pt"})
+    os.chmod(path, 0o644)
     return folder
 
 
@@ -137,21 +163,21 @@ def main():
     model = Model(Shape(vocab=vocab)).to(device)
     count = sum(p.numel() for p in model.parameters())
     print(f"{count} parameters, vocabulary {tok.get_vocab_size()}, {args.workers} workers, {device}", flush=True)
-    record = {"parameters": count, "args": vars(args),
+    record = {"parameters": count, "args": vars(args), "branches": {},
               "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
-    record.update(train(args, model, prefetch(stream, args.rows, device), device))
-    chats, words, dropped = stream.stop()
-    record.update(chats_generated=chats, word_problems_generated=words, dropped_as_held_out=dropped)
-    folder = save(args, model, tok)
-    with open(os.path.join(args.out, "training.json"), "w", encoding="utf-8") as f:
-        json.dump(record, f, indent=2)
-        f.write("\n")
-    print(json.dumps(record), flush=True)
+    folders = {}
+
+    def finish(name, values):
+        folders[name] = save(args, model, tok, name)
+        chats, words, dropped = stream.counts
+        record["branches"][name] = dict(values, chats_generated=chats, word_problems_generated=words, dropped_as_held_out=dropped)
+        print(name, record["branches"][name], flush=True)
+        save_json(record, os.path.join(args.out, "training.json"))
+
+    train(args, model, prefetch(stream, args.rows, device), device, finish)
+    stream.stop()
     if not args.no_evaluation:
-        report = evaluate(folder, args.out, device)
-        with open(os.path.join(args.out, "accuracy.json"), "w", encoding="utf-8") as f:
-            json.dump(report, f, indent=2)
-            f.write("\n")
+        evaluate_all(list(folders.values()), args.out, device)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # How one arithmetic operation is written out, so that each token needs only a small sub-operation:
-# a two-digit factor is split into tens and ones, a long number into thousands and rest, a division goes
-# digit by digit. Called by problems.py and multiple_choice.py for every step of every problem.
+# a two-digit factor is split into tens and ones, a division goes digit by digit; a sum, a difference and a product
+# with one digit are written in one go. Called by problems.py and multiple_choice.py for every step of every problem.
 
 LIMIT = 99_999  # no number of any problem, given or computed, is larger
 
@@ -27,10 +27,6 @@ def mul(a, b):
     if b > 9 and ones:
         tens = b - ones
         return f"{a} * {b} = {a} * {tens} + {a} * {ones} = {a * tens} + {a * ones} = {c}", c
-    rest = a % 1000
-    if a > 999 and rest:
-        head = a - rest
-        return f"{a} * {b} = {head} * {b} + {rest} * {b} = {head * b} + {rest * b} = {c}", c
     return f"{a} * {b} = {c}", c
 
 
