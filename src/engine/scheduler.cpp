@@ -76,12 +76,14 @@ void Scheduler::add_piece(Plan& plan, Sequence& sequence, int64_t count) {
   if (end == sequence.size()) rows_left_ -= 1;
 }
 
-// The next piece of a prompt, as long as chunk, batch and rows of logits allow. A step always gets at least one piece.
+// The next piece of a prompt, as long as chunk, batch and rows of logits allow. The first piece of a step is never
+// empty, since max_logit_rows is at least 1.
 void Scheduler::add_prompt_piece(Plan& plan, Sequence& sequence) {
   int64_t count = std::min({sequence.pending(), options_.prefill_chunk, tokens_left_});
-  const int64_t unscored = std::max<int64_t>(sequence.first_unscored() - sequence.computed, 0);
-  const int64_t rows = plan.pieces.empty() ? std::max<int64_t>(rows_left_, 1) : std::max<int64_t>(rows_left_, 0);
-  if (sequence.first_unscored() < sequence.size()) count = std::min(count, unscored + rows);
+  if (sequence.first_unscored() < sequence.size()) {
+    const int64_t without_rows = std::max<int64_t>(sequence.first_unscored() - sequence.computed, 0);
+    count = std::min(count, without_rows + std::max<int64_t>(rows_left_, 0));
+  }
   if (count > 0) add_piece(plan, sequence, count);
 }
 
@@ -121,7 +123,9 @@ bool Scheduler::claim_pages(Sequence& sequence) {
   sequence.chain = match.chain;
   sequence.computed = sequence.published * kPage;
   prefix_hits_tokens_ += sequence.computed;
-  if (sequence.answer_size() == 0) sequence.update.cached_prompt_tokens = sequence.computed;
+  // What it finds after a preemption may be its own pages: no merit of the cache.
+  if (!sequence.was_admitted) sequence.update.cached_prompt_tokens = sequence.computed;
+  sequence.was_admitted = true;
   return true;
 }
 

@@ -50,6 +50,7 @@ class Sequence {
   int64_t computed = 0;        // positions whose keys and values are in the pages
   int64_t published = 0;       // leading pages that the prefix cache knows
   Chain chain = kChainRoot;    // after those
+  bool was_admitted = false;   // it has had pages, and may have lost them since
   Update update;               // since the last hand-over to the caller
 
  private:

@@ -168,6 +168,44 @@ TEST(PrefixReuse, OfAWholePromptRunsItsLastToken) {
   EXPECT_EQ(engine.metrics().free_pages, 64);
 }
 
+// The same 64 tokens behind different beginnings are different pages.
+TEST(PrefixReuse, EqualPagesBehindOtherBeginningsAreNotTaken) {
+  FakeModel model(kVocab, 64, 1024);
+  Engine engine(model, {.prefix_cache = true});
+  std::mt19937_64 rng(2);
+  for (int round = 0; round < 40; ++round) {
+    Request request;
+    for (uint64_t page = 1 + rng() % 5; page > 0; --page) {
+      request.prompt.insert(request.prompt.end(), 64, static_cast<int32_t>(rng() % 2));
+    }
+    request.prompt.push_back(7);
+    request.max_tokens = 3;
+    const RequestId id = *engine.submit(request);
+    run_to_end(engine);
+    ASSERT_TRUE(same_bits(finished(engine, id).tokens, expected_answer(request).tokens)) << "round " << round;
+  }
+  EXPECT_GT(engine.metrics().prefix_hits_tokens, 40 * 64);
+}
+
+TEST(PrefixReuse, OwnPagesFoundAfterAPreemptionDoNotCount) {
+  FakeModel model(kVocab, 5, 1024);
+  Engine engine(model, {.prefix_cache = true});
+  std::vector<Request> requests(2);
+  for (size_t i = 0; i < 2; ++i) {
+    requests[i].prompt.assign(66, static_cast<int32_t>(i));
+    requests[i].max_tokens = i == 0 ? 80 : 200;  // the older one leaves two pages of the younger alone
+  }
+  const RequestId older = *engine.submit(requests[0]), younger = *engine.submit(requests[1]);
+  run_to_end(engine);
+  const auto metrics = engine.metrics();
+  EXPECT_EQ(metrics.preemptions, 1);
+  EXPECT_EQ(metrics.prefix_hits_tokens, 128);
+  EXPECT_TRUE(same_bits(finished(engine, older).tokens, expected_answer(requests[0]).tokens));
+  const Update update = finished(engine, younger);
+  EXPECT_EQ(update.cached_prompt_tokens, 0);
+  EXPECT_TRUE(same_bits(update.tokens, expected_answer(requests[1]).tokens));
+}
+
 TEST(PrefixReuse, PromptLogprobsAreComputedAllTheSame) {
   FakeModel model(kVocab, 64, 1024);
   Engine engine(model, {.prefix_cache = true}, letter_streams());

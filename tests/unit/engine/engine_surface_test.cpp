@@ -253,6 +253,24 @@ TEST_F(Surface, LogitsThatAreNoNumbersEndTheirOwnRequest) {
   EXPECT_EQ(engine.metrics().free_pages, 8);
 }
 
+TEST_F(Surface, PagesOfAFailedStepAreNotReused) {
+  EngineOptions options;
+  options.prefix_cache = true;
+  Engine cached(model, options);
+  Request request = simple(130, 1);
+  request.prompt.back() = 60;
+  model.nan_id = 60;
+  const RequestId bad = *cached.submit(request);
+  run_to_end(cached);
+  EXPECT_EQ(finished(cached, bad).finish, FinishReason::kError);
+  model.nan_id = -1;
+  const RequestId good = *cached.submit(request);
+  run_to_end(cached);
+  const Update update = finished(cached, good);
+  EXPECT_EQ(update.cached_prompt_tokens, 0);
+  EXPECT_TRUE(same_bits(update.tokens, expected_answer(request).tokens));
+}
+
 TEST_F(Surface, StopIdsAreLeftOut) {
   Request request = simple(20, 50);
   request.sampling.temperature = 1;
