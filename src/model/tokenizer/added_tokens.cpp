@@ -171,7 +171,8 @@ std::vector<Span> AddedTokens::split(std::string_view text, const StringFinder& 
     if (token.lstrip) begin = std::max(skip_space_back(text, begin), done);
     if (token.rstrip) end = skip_space(text, end);
     if (done < begin) spans.push_back({done, begin, -1});
-    spans.push_back({begin, end, hit.value});
+    // Nothing is left of a token of spaces when the one before it has stripped them.
+    if (begin < end) spans.push_back({begin, end, hit.value});
     done = end;
   }
   if (done < text.size()) spans.push_back({done, text.size(), -1});

@@ -94,6 +94,7 @@ Result<Pattern> Pattern::read(const formats::JsonObject& object, std::string_vie
 }
 
 Status Pattern::find_all(std::string_view text, std::vector<Match>& matches) const {
+  if (text.empty()) return {};
   if (regex_) return regex_->find_all(text, matches);
   if (literal_.empty()) return {};
   for (size_t at = text.find(literal_); at != std::string_view::npos; at = text.find(literal_, at + literal_.size()))

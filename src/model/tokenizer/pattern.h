@@ -21,7 +21,7 @@ class Pattern {
   static Pattern literal(std::string text);
   static Pattern regex(Regex regex);
 
-  // All matches, left to right, without overlap. An empty literal matches nothing.
+  // All matches, left to right, without overlap. An empty literal and an empty text match nothing.
   Status find_all(std::string_view text, std::vector<Match>& matches) const;
   // The text with every match replaced.
   Result<std::string> replace_all(std::string_view text, std::string_view content) const;

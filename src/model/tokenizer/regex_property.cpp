@@ -65,8 +65,8 @@ constexpr std::array<Row, 13> kPosix = {{
     {"cntrl", "\\p{Cc}"},
     {"digit", "\\p{Nd}"},
     {"lower", "\\p{Lowercase}"},
-    {"print", "\\x{20}-\\x{7e}\\x{a0}-\\x{10ffff}"},
-    {"punct", "\\p{P}$+<=>\\^`|~"},
+    {"print", "\\x{20}-\\x{7e}\\x{a0}-\\x{2027}\\x{202a}-\\x{10ffff}"},
+    {"punct", "\\p{P}"},
     {"space", kSpaceItems},
     {"upper", "\\p{Uppercase}"},
     {"word", kWordItems},
@@ -106,7 +106,7 @@ Property shorthand_property(char letter) {
   }
 }
 
-std::optional<Property> named_property(std::string_view name) {
+std::optional<Property> named_property(std::string_view name, bool is_class) {
   std::string key;
   for (const char c : name) {
     const bool is_letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
@@ -115,6 +115,8 @@ std::optional<Property> named_property(std::string_view name) {
     if (!is_letter && !(c >= '0' && c <= '9') && c != ' ' && c != '_' && c != '-') return std::nullopt;
   }
   if (key == "any") return Property{"\\x{0}-\\x{10ffff}", false};
+  if (key == "punct" && is_class) return Property{"\\p{P}\\p{S}", false};
+  if (key == "graph") return Property{"\\p{Cc}\\p{Cn}\\p{Cs}\\p{Z}", true};
   if (key == "assigned") return Property{"\\p{Cn}", true};
   if (const std::string_view items = find_row(kPosix.data(), kPosix.size(), key); !items.empty())
     return Property{std::string(items), false};

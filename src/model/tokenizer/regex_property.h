@@ -16,6 +16,9 @@ inline constexpr std::string_view kWordItems =
     "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{"
     "1f189}";
 
+// Outside of brackets \w, \b and \p{Word} take Oniguruma's Latin-1 table, which holds these numbers too.
+inline constexpr std::string_view kLatinWordItems = "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}";
+
 struct Property {
   std::string items;
   bool negated = false;
@@ -23,7 +26,8 @@ struct Property {
 
 // `letter`: one of d D s S w W h H.
 Property shorthand_property(char letter);
-// General categories (short and long), POSIX names, scripts, binary properties; nothing when the name is unknown.
-std::optional<Property> named_property(std::string_view name);
+// `is_class`: inside of [: :], where "punct" means more. General categories (short and long), POSIX names, scripts,
+// binary properties; nothing when the name is unknown.
+std::optional<Property> named_property(std::string_view name, bool is_class);
 
 }  // namespace quadrille::tokenizer

@@ -197,11 +197,12 @@ class Translator {
     const char c = peek(1);
     QD_TRY(const std::optional<Property> property, class_escape());
     if (property) {
-      atom("[" + std::string(property->negated ? "^" : "") + property->items + "]");
+      const std::string_view more = property->items == kWordItems ? kLatinWordItems : std::string_view();
+      atom(fmt::format("[{}{}{}]", property->negated ? "^" : "", property->items, more));
       return {};
     }
     if (c == 'b' || c == 'B') {
-      const std::string word = "[" + std::string(kWordItems) + "]";
+      const std::string word = fmt::format("[{}{}]", kWordItems, kLatinWordItems);
       atom(c == 'b' ? fmt::format("(?:(?<={0})(?!{0})|(?<!{0})(?={0}))", word)
                     : fmt::format("(?:(?<={0})(?={0})|(?<!{0})(?!{0}))", word));
       at_ += 2;
@@ -244,7 +245,7 @@ class Translator {
       negated = !negated;
       name.remove_prefix(1);
     }
-    std::optional<Property> property = named_property(name);
+    std::optional<Property> property = named_property(name, false);
     if (!property) return unsupported(fmt::format("property '{}'", name));
     property->negated = property->negated != negated;
     at_ = end + 1;
@@ -376,7 +377,7 @@ class Translator {
       std::string_view name = in_.substr(at_ + 2, end - at_ - 2);
       const bool negated = name.starts_with('^');
       if (negated) name.remove_prefix(1);
-      std::optional<Property> property = named_property(name);
+      std::optional<Property> property = named_property(name, true);
       if (!property) return unsupported(fmt::format("class '{}'", name));
       property->negated = property->negated != negated;
       set.add(*property);
