@@ -38,9 +38,6 @@ class Loader {
   void done(const ModuleSource& source) {
     ++progress_.modules_done;
     progress_.bytes_done += source.disk_bytes();
-  }
-
-  void report(const ModuleSource& source) {
     progress_.module = source.path;
     if (options_.progress) options_.progress(progress_);
   }
@@ -57,7 +54,6 @@ class Loader {
     const ModuleSource* parts[] = {&source};
     shape_store({parts, 1}, 1, store);
     QD_TRY_STATUS(reader_.read_linear(parts, 0, options_.pool, store));
-    report(source);
     done(source);
     return {};
   }
@@ -85,7 +81,6 @@ class Loader {
     const auto count = static_cast<int64_t>(sources.size());
     shape_store(gate_up, count, &store->gate_up);
     shape_store(down, count, &store->down);
-    report(sources[0].gate);
     if (count == 1) {
       QD_TRY_STATUS(read_expert(sources[0], 0, options_.pool, store));
     } else {

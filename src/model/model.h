@@ -25,7 +25,7 @@ namespace quadrille::model {
 struct LoadProgress {
   int64_t modules_done = 0, modules_total = 0;
   uint64_t bytes_done = 0, bytes_total = 0;  // of the checkpoint
-  std::string module;                        // in work
+  std::string module;                        // the last one that is done
 };
 
 struct LoadOptions {
