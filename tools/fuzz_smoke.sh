@@ -12,7 +12,7 @@ run_one() {  # new inputs go to a scratch folder, so that a run does not change 
   name=$(basename "$target")
   mkdir -p "$work/$name"
   if ! "$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
-    -artifact_prefix="$work/$name-" "$work/$name" "tests/fuzz/corpus/$name" >"$work/$name.log" 2>&1; then
+    -artifact_prefix="$work/$name-" "$work/$name" "tests/fuzz/corpus/${name#fuzz_}" >"$work/$name.log" 2>&1; then
     tail -n 60 "$work/$name.log"
     echo "fuzz: $name failed"
     return 1
