@@ -100,7 +100,10 @@ void drive_bf16_gemm(const IsaParts& parts, const Bf16Gemm& gemm, const KernelCo
   float* packed = context.scratch->take<float>(gemm.rows.offsets[gemm.rows.num_experts] * gemm.k);
   run_gemm(
       parts, gemm.rows, gemm.n, gemm.k, cost, context, packed,
-      [&](int64_t expert, int64_t tile) { parts.pack_bf16(gemm, expert, tile, packed); },
+      [&](int64_t expert, int64_t tile) {
+        // The rows of a single tile are read where they lie.
+        if (rows_of(gemm.rows, expert) > parts.tile_tokens) parts.pack_bf16(gemm, expert, tile, packed);
+      },
       [&](const GemmShare& share) { parts.bf16_gemm(gemm, share); });
 }
 

@@ -16,14 +16,16 @@ struct Simd {
   // Register tile of the panel kernels: 12 chains, two weight vectors and one broadcast fill 15 of 16 registers.
   static constexpr int kTileVectors = 2;
   static constexpr int kTileTokens = 6;
-  // Vectors of rows that the direct kernels take at once for 1, 2, and 3 or 4 tokens.
+  // Whether products of many tokens decode weights again for every tile instead of filling a panel (measured).
+  static constexpr bool kDirectAlways = false;
+  // Vectors of rows that the direct kernels take at once for 1, 2, and more tokens.
   static constexpr int kDirectVectors1 = 2;
   static constexpr int kDirectVectors2 = 2;
-  static constexpr int kDirectVectors4 = 1;
+  static constexpr int kDirectVectors3 = 1;
   // The same for the bf16 product, whose chains are long: enough of them to hide the latency of an fma.
   static constexpr int kBf16Vectors1 = 8;
   static constexpr int kBf16Vectors2 = 4;
-  static constexpr int kBf16Vectors4 = 2;
+  static constexpr int kBf16Vectors3 = 2;
   using F = __m256;
   using I = __m256i;
 

@@ -13,17 +13,20 @@ namespace {
 
 struct Simd {
   static constexpr int kLanes = 16;
-  // Register tile of the panel kernels: vectors of rows x tokens; chains of one half step fill 24 of 32 registers.
+  // Register tile of the panel kernels: vectors of rows x tokens. Seven tokens are also what one direct tile holds: 14
+  // chains, 7 sums and the constants of the decoder fill the 32 registers.
   static constexpr int kTileVectors = 2;
-  static constexpr int kTileTokens = 12;
-  // Vectors of rows that the direct kernels take at once for 1, 2, and 3 or 4 tokens.
+  static constexpr int kTileTokens = 7;
+  // Whether products of many tokens decode weights again for every tile instead of filling a panel (measured).
+  static constexpr bool kDirectAlways = true;
+  // Vectors of rows that the direct kernels take at once for 1, 2, and more tokens.
   static constexpr int kDirectVectors1 = 1;
-  static constexpr int kDirectVectors2 = 2;
-  static constexpr int kDirectVectors4 = 2;
+  static constexpr int kDirectVectors2 = 1;
+  static constexpr int kDirectVectors3 = 1;
   // The same for the bf16 product, whose chains are long: enough of them to hide the latency of an fma.
   static constexpr int kBf16Vectors1 = 4;
   static constexpr int kBf16Vectors2 = 4;
-  static constexpr int kBf16Vectors4 = 2;
+  static constexpr int kBf16Vectors3 = 4;
   using F = __m512;
   using I = __m512i;
 
@@ -121,12 +124,23 @@ struct Simd {
     return _mm512_max_ps(set(-448.0f), _mm512_min_ps(set(448.0f), rounded));
   }
 
-  // kLanes words of eight nibbles, and the value q of nibble J of each. The permute reads the low four bits only.
+  // kLanes words of eight nibbles, and the value q of nibble J of each. Two ways that load different ports: a permute
+  // of a table by the low four bits (J = 0 and 4), and a number whose mantissa holds the nibble at a place of weight
+  // one, flipped to q + 8 by the same logic operation that masks it, less that number's constant (the others).
   QD_HD static I load_words(const uint32_t* p) { return _mm512_loadu_si512(p); }
   template <int J>
   QD_HD static F nibble(I words) {
-    const F table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
-    return _mm512_permutexvar_ps(J == 0 ? words : _mm512_srli_epi32(words, 4 * J), table);
+    constexpr int kPlace = J % 4;
+    const I half = J < 4 ? words : _mm512_srli_epi32(words, 16);
+    if constexpr (kPlace == 0) {
+      const F table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+      return _mm512_permutexvar_ps(half, table);
+    }
+    constexpr int kBits = 4 * kPlace;
+    constexpr int kMaskThenFlip = 0x6a;  // (half & mask) ^ flip
+    const I number =
+        _mm512_ternarylogic_epi32(half, set_i(15 << kBits), set_i(((150 - kBits) << 23) | (8 << kBits)), kMaskThenFlip);
+    return _mm512_sub_ps(as_float(number), set(static_cast<float>(1 << (23 - kBits)) + 8.0f));
   }
 
   // The tree of numerics::lane_tree over 32 lanes: distances 16, 8, 4, 2, 1.

@@ -66,6 +66,32 @@ void bf16_direct_share(const Bf16Gemm& gemm, const GemmShare& share, int64_t fir
   }
 }
 
+// One tile of `tokens` tokens, 1 <= tokens <= kTileTokens.
+template <class S, int M = 1>
+void bf16_direct_tile(const Bf16Gemm& gemm, const GemmShare& share, int64_t slot, int64_t tokens) {
+  if constexpr (M < S::kTileTokens) {
+    if (tokens > M) return bf16_direct_tile<S, M + 1>(gemm, share, slot, tokens);
+  }
+  bf16_direct_share<S, M == 1 ? S::kBf16Vectors1 : (M == 2 ? S::kBf16Vectors2 : S::kBf16Vectors3), M>(gemm, share,
+                                                                                                      slot);
+}
+
+// Two panels at a time, so that their weights come from a cache for every tile but the first of a block.
+template <class S>
+void bf16_direct_rows(const Bf16Gemm& gemm, const GemmShare& share, const ExpertRows& rows) {
+  for (int64_t first = 0; first < rows.split.num_tiles; first += kBlockTiles) {
+    const int64_t last = smaller(first + kBlockTiles, rows.split.num_tiles);
+    GemmShare pair = share;
+    for (; pair.panel_begin < share.panel_end; pair.panel_begin += 2) {
+      pair.panel_end = smaller(pair.panel_begin + 2, share.panel_end);
+      for (int64_t tile = first; tile < last; ++tile) {
+        const int64_t slot = rows.tile_slot(tile);
+        bf16_direct_tile<S>(gemm, pair, slot, rows.tile_slot(tile + 1) - slot);
+      }
+    }
+  }
+}
+
 // ---- panel: 32 rows x 128 k widened, token tiles packed [k][T] ----
 
 // depth k positions of the panel's rows from k0 on: [register tile][k][kTileVectors * kLanes].
@@ -150,20 +176,8 @@ void bf16_block(const Bf16Gemm& gemm, const GemmShare& share, const ExpertRows& 
 template <class S>
 void bf16_share(const Bf16Gemm& gemm, const GemmShare& share) {
   const ExpertRows rows = expert_rows(gemm.rows, share.expert, S::kTileTokens);
-  switch (rows.split.rows) {
-    case 0:
-      return;
-    case 1:
-      return bf16_direct_share<S, S::kBf16Vectors1, 1>(gemm, share, rows.first);
-    case 2:
-      return bf16_direct_share<S, S::kBf16Vectors2, 2>(gemm, share, rows.first);
-    case 3:
-      return bf16_direct_share<S, S::kBf16Vectors4, 3>(gemm, share, rows.first);
-    case 4:
-      return bf16_direct_share<S, S::kBf16Vectors4, 4>(gemm, share, rows.first);
-    default:
-      break;
-  }
+  if (rows.split.rows == 0) return;
+  if (rows.split.num_tiles == 1 || S::kDirectAlways) return bf16_direct_rows<S>(gemm, share, rows);
   for (int64_t tile = 0; tile < rows.split.num_tiles; tile += kBlockTiles) {
     const int64_t last = smaller(tile + kBlockTiles, rows.split.num_tiles);
     for (int64_t panel = share.panel_begin; panel < share.panel_end; ++panel) {

@@ -16,14 +16,16 @@ struct Simd {
   static constexpr int kLanes = 4;
   static constexpr int kTileVectors = 2;
   static constexpr int kTileTokens = 5;
-  // Vectors of rows that the direct kernels take at once for 1, 2, and 3 or 4 tokens.
+  // Whether products of many tokens decode weights again for every tile instead of filling a panel (measured).
+  static constexpr bool kDirectAlways = false;
+  // Vectors of rows that the direct kernels take at once for 1, 2, and more tokens.
   static constexpr int kDirectVectors1 = 4;
   static constexpr int kDirectVectors2 = 2;
-  static constexpr int kDirectVectors4 = 1;
+  static constexpr int kDirectVectors3 = 1;
   // The same for the bf16 product, whose chains are long: enough of them to hide the latency of an fma.
   static constexpr int kBf16Vectors1 = 4;
   static constexpr int kBf16Vectors2 = 2;
-  static constexpr int kBf16Vectors4 = 1;
+  static constexpr int kBf16Vectors3 = 1;
   using F = __m128;
   using I = __m128i;
 
