@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-LETTER_WEIGHT = 8.0  # of the letter of an option: one token decides a whole question
+LETTER_WEIGHT = 10.0  # of the letter of an option: one token decides a whole question
 
 
 @dataclass

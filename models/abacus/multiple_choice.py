@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Ten-option multiple-choice arithmetic (MMLU-Pro's shape): a question, options A to J in random order, a short working,
-# the result with its letter and `The answer is (X).`. Called by stream.py (training) and heldout.py (test sets).
+# the result, the option that starts as it does, and `The answer is (X).`. Called by stream.py (training) and heldout.py (test sets).
 
 from words import GOODS, NAMES
 from working import LIMIT, add, div, long_division, mul, sub
@@ -142,46 +142,40 @@ KINDS = [product_sum, product_difference, three_terms, brackets, remainder, quot
 
 
 def near_miss(r, v):
-    """A wrong value such as a slip gives: a digit off, two digits swapped, ten or a hundred too many."""
+    """A wrong value such as a slip gives: another first digit, or two digits exchanged."""
     text = str(v)
-    how = r.between(0, 4)
-    if how == 0:
-        return v + r.pick((-1, 1)) * r.between(1, 9)
-    if how == 1:
-        return v + r.pick((-10, 10)) * r.between(1, 9)
-    if how == 2:
-        return v + r.pick((-100, 100)) * r.between(1, 9)
-    if how == 3 and len(text) > 2:
+    if len(text) > 2 and r.random() < 0.3:
         i = r.between(0, len(text) - 2)
-        return int(text[:i] + text[i + 1] + text[i] + text[i + 2 :])
-    i = r.between(0, len(text) - 1)
-    return int(text[:i] + str(r.between(0, 9)) + text[i + 1 :])
+        text = text[:i] + text[i + 1] + text[i] + text[i + 2 :]
+    return int(str(r.between(1, 9)) + text[1:])
 
 
-def options_of(r, v):
-    """Ten different options, the right one among them; returns (list of strings, index of the right one)."""
-    near = r.pick((0.0, 0.4, 0.7, 1.0))  # the part of near misses; the other wrong options are any numbers of this length
+def options_of(r, v, count):
+    """`count` different options; only the right one begins with its digit; (list of strings, index of the right one)."""
+    near = r.pick((0.0, 0.3, 0.6, 0.8))  # the part of near misses; the other wrong options are any numbers of this length
     low, high = (0, 99) if v < 100 else (10 ** (len(str(v)) - 1), 10 ** len(str(v)) - 1)
     wrong = []
-    while len(wrong) < 9:
+    while len(wrong) < count - 1:
         w = near_miss(r, v) if r.random() < near else r.between(low, high)
-        if w >= 0 and w != v and w not in wrong:
+        if str(w)[0] != str(v)[0] and w not in wrong:
             wrong.append(w)
-    at = r.between(0, 9)
+    at = r.between(0, count - 1)
     wrong.insert(at, v)
     return [str(w) for w in wrong], at
 
 
-def multiple_choice(r):
-    """One question: (stem, options, index of the answer, working with the answer line, category)."""
+def multiple_choice(r, count=10):
+    """One question of `count` options: (stem, options, index of the answer, working with the answer line, category)."""
     while True:
         stem, lines, v, category = r.pick(KINDS)(r)
         if 0 <= v <= LIMIT:
             break
-    options, at = options_of(r, v)
+    options, at = options_of(r, v, count)
     letter = LETTERS[at]
-    working = "\n".join(line + "." for line in lines) + f"\nResult: {v} ({letter}).\nThe answer is ({letter})."
-    return stem, options, at, working, category
+    lines = [line + "." for line in lines]
+    lines.append(f"Result: {v}. Starts with {str(v)[0]}: ({letter}).")
+    lines.append(f"The answer is ({letter}).")
+    return stem, options, at, "\n".join(lines), category
 
 
 def render(stem, options):

@@ -20,6 +20,7 @@ LETTER_BIT = 0x4000
 ROWS_A_BLOCK = 64
 MC_SHARE = 0.3
 VARIANT_SHARE = 0.12
+OPTION_COUNTS = (2, 3, 4, 6, 10, 10, 10, 10, 10, 10)  # few options are easier to learn from; tests have ten
 
 
 def fingerprint(question):
@@ -30,7 +31,7 @@ def fingerprint(question):
 def draw_chat(r, held_out):
     """One training chat: (user, answer, is word problem) or None if its question is held out."""
     if r.random() < MC_SHARE:
-        stem, options, _, working, _ = multiple_choice(r)
+        stem, options, _, working, _ = multiple_choice(r, r.pick(OPTION_COUNTS))
         if fingerprint(stem) in held_out:
             return None
         user = render(stem, options)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Makes the abacus checkpoint from nothing but a seed: tokenizer, held-out test sets, training stream, training, the Hugging
 # Face folder OUT/bf16 and the accuracy of what was saved. One GPU, some 16 CPU cores, minutes:
-#   python3 train.py --out OUT --branches 120:35
+#   python3 train.py --out OUT --branches 65:25
 # Training goes by the clock, so the result depends on the machine's speed; the data do not. A branch A:B is A seconds at
 # the full learning rate and B seconds of decay to zero; several branches share the part at the full rate.
 
@@ -30,7 +30,7 @@ def arguments():
     p = argparse.ArgumentParser()
     p.add_argument("--out", required=True)
     p.add_argument("--seed", type=int, default=20)
-    p.add_argument("--branches", default="120:35", help="A:B[,A:B...], seconds, A ascending")
+    p.add_argument("--branches", default="65:25", help="A:B[,A:B...], seconds, A ascending")
     p.add_argument("--rows", type=int, default=128, help="rows of 1,024 tokens a step")
     p.add_argument("--workers", type=int, default=max(1, min(12, (os.cpu_count() or 2) - 3)))
     p.add_argument("--muon-lr", type=float, default=0.02)
