@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <type_traits>
 
 #include "core/check.h"
 #include "layout/bf16_lanes16.h"
@@ -16,49 +17,82 @@ namespace {
 
 using layout::kLanes;
 
-struct Rounded {
-  uint16_t code;
-  bool exact;
+// Columns that are converted together: 16 rows of them stay in the first cache while they are turned.
+constexpr int64_t kTile = 64;
+
+bool is_finite(uint16_t code) {
+  return (code & 0x7f80) != 0x7f80;
+}
+
+struct Converted {
+  bool finite = true;
+  int64_t rounded = 0;
 };
 
+// `count` values from element `first` on as bf16 codes.
 template <typename Source>
-Source load(const CanonicalDense& m, int64_t index) {
-  Source value;
-  std::memcpy(&value, static_cast<const std::byte*>(m.data) + index * static_cast<int64_t>(sizeof(Source)),
-              sizeof(Source));
-  return value;
+Converted convert(const CanonicalDense& m, int64_t first, int64_t count, uint16_t* codes) {
+  Source values[kTile];
+  std::memcpy(values, static_cast<const std::byte*>(m.data) + first * static_cast<int64_t>(sizeof(Source)),
+              static_cast<size_t>(count) * sizeof(Source));
+  Converted result;
+  for (int64_t i = 0; i < count; ++i) {
+    if constexpr (std::is_same_v<Source, float>) {
+      codes[i] = numerics::bf16_from_f32(values[i]);
+      result.rounded += numerics::bits_of(numerics::bf16_to_f32(codes[i])) != numerics::bits_of(values[i]) ? 1 : 0;
+    } else {
+      codes[i] = values[i];
+    }
+    result.finite = result.finite && is_finite(codes[i]);
+  }
+  return result;
 }
 
-Rounded round_value(float value) {
-  const uint16_t code = numerics::bf16_from_f32(value);
-  return {code, numerics::bits_of(numerics::bf16_to_f32(code)) == numerics::bits_of(value)};
+// Halves are widened first; the rest is the rule of fp32.
+Converted convert_halves(const CanonicalDense& m, int64_t first, int64_t count, uint16_t* codes) {
+  uint16_t halves[kTile];
+  std::memcpy(halves, static_cast<const std::byte*>(m.data) + first * 2, static_cast<size_t>(count) * 2);
+  float values[kTile];
+  for (int64_t i = 0; i < count; ++i) values[i] = numerics::f16_to_f32(halves[i]);
+  const CanonicalDense widened{1, count, DenseType::kF32, values};
+  return convert<float>(widened, 0, count, codes);
 }
 
-Rounded load_rounded(const CanonicalDense& m, int64_t index) {
-  if (m.type == DenseType::kBf16) return {load<uint16_t>(m, index), true};
-  if (m.type == DenseType::kF16) return round_value(numerics::f16_to_f32(load<uint16_t>(m, index)));
-  return round_value(load<float>(m, index));
+Converted convert_any(const CanonicalDense& m, int64_t first, int64_t count, uint16_t* codes) {
+  if (m.type == DenseType::kBf16) return convert<uint16_t>(m, first, count, codes);
+  if (m.type == DenseType::kF32) return convert<float>(m, first, count, codes);
+  return convert_halves(m, first, count, codes);
+}
+
+Error not_finite(std::span<const CanonicalDense> parts, const PartRow& place, int64_t column, uint16_t code) {
+  return make_error(ErrorCode::kInvalidData,
+                    "{}row {}, column {}: the weight is NaN, infinite or too large for bf16 (0x{:04X} there)",
+                    parts.size() == 1 ? "" : fmt::format("matrix {}, ", place.part), place.row, column, code);
 }
 
 // One block of 16 rows; adds the number of rounded values to `num_rounded`.
 Status fill_block(std::span<const CanonicalDense> parts, int64_t block, PreparedBf16& out,
                   std::atomic<int64_t>& num_rounded) {
   const layout::Bf16Lanes16 map{out.n, out.k};
-  uint16_t* destination = out.codes.data() + map.offset(block * kLanes, 0);
-  std::memset(destination, 0, static_cast<size_t>(out.k * kLanes) * 2);
+  const int64_t lanes = out.n - block * kLanes < kLanes ? out.n - block * kLanes : kLanes;
+  uint16_t tile[kLanes][kTile] = {};
+  PartRow places[kLanes] = {};
+  for (int64_t lane = 0; lane < lanes; ++lane) places[lane] = part_row(parts, block * kLanes + lane);
   int64_t rounded = 0;
-  for (int64_t lane = 0; lane < kLanes && block * kLanes + lane < out.n; ++lane) {
-    const PartRow place = part_row(parts, block * kLanes + lane);
-    const CanonicalDense& m = parts[place.part];
-    for (int64_t k = 0; k < out.k; ++k) {
-      const Rounded value = load_rounded(m, place.row * out.k + k);
-      if ((value.code & 0x7f80) == 0x7f80) {
-        return make_error(ErrorCode::kInvalidData,
-                          "{}row {}, column {}: the weight is NaN, infinite or too large for bf16 (0x{:04X} there)",
-                          parts.size() == 1 ? "" : fmt::format("matrix {}, ", place.part), place.row, k, value.code);
-      }
-      destination[k * kLanes + lane] = value.code;
-      rounded += value.exact ? 0 : 1;
+  for (int64_t first = 0; first < out.k; first += kTile) {
+    const int64_t count = out.k - first < kTile ? out.k - first : kTile;
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const PartRow& place = places[lane];
+      const Converted result = convert_any(parts[place.part], place.row * out.k + first, count, tile[lane]);
+      rounded += result.rounded;
+      if (result.finite) continue;
+      int64_t i = 0;
+      while (is_finite(tile[lane][i])) ++i;
+      return not_finite(parts, place, first + i, tile[lane][i]);
+    }
+    uint16_t* destination = out.codes.data() + map.offset(block * kLanes, first);
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) destination[i * kLanes + lane] = tile[lane][i];
     }
   }
   num_rounded.fetch_add(rounded, std::memory_order_relaxed);

@@ -75,20 +75,27 @@ std::string where(std::span<const CanonicalW4> parts, const PartRow& place) {
   return parts.size() == 1 ? fmt::format("row {}", place.row) : fmt::format("matrix {}, row {}", place.part, place.row);
 }
 
+// The words of one row, spread over every 16th place from `destination` on.
+Status fill_row(std::span<const CanonicalW4> parts, const PartRow& place, uint32_t* destination) {
+  const CanonicalW4& m = parts[place.part];
+  const int64_t words = m.k / 8;
+  for (int64_t w = 0; w < words; ++w) {
+    const Word word = load_word(m, place.row, w);
+    if (word.bad_column >= 0) {
+      return make_error(ErrorCode::kInvalidData, "{}, column {}: a 4-bit code must lie in -8..7", where(parts, place),
+                        word.bad_column);
+    }
+    destination[w * kLanes] = word.value;
+  }
+  return {};
+}
+
 Status fill_codes(std::span<const CanonicalW4> parts, int64_t block, PreparedW4& out) {
   const layout::W4Lanes16 map{out.n, out.k};
   uint32_t* destination = out.codes.data() + map.word_index(block * kLanes, 0);
   std::memset(destination, 0, static_cast<size_t>(map.words_per_lane() * kLanes) * 4);
   for (int64_t lane = 0; lane < kLanes && block * kLanes + lane < out.n; ++lane) {
-    const PartRow place = part_row(parts, block * kLanes + lane);
-    for (int64_t w = 0; w < out.k / 8; ++w) {
-      const Word word = load_word(parts[place.part], place.row, w);
-      if (word.bad_column >= 0) {
-        return make_error(ErrorCode::kInvalidData, "{}, column {}: a 4-bit code must lie in -8..7", where(parts, place),
-                          word.bad_column);
-      }
-      destination[w * kLanes + lane] = word.value;
-    }
+    QD_TRY_STATUS(fill_row(parts, part_row(parts, block * kLanes + lane), destination + lane));
   }
   return {};
 }
