@@ -29,7 +29,7 @@ ARROWS = {
     "src/model": ["src/core", "src/numerics", "src/layout", "src/formats", "src/kernels/api", "src/prepare",
                   "src/quantize", "src/moe", "src/model/tokenizer"],
     "src/engine": ["src/core", "src/model"],
-    "cli": ["src/core", "src/formats", "src/numerics", "src/layout", "src/quantize", "src/prepare", "src/kernels/api",
+    "cli": ["src/core", "src/formats", "src/model/tokenizer", "src/numerics", "src/layout", "src/quantize", "src/prepare", "src/kernels/api",
             "src/moe", "src/model", "src/engine", "bench"],
     "bench": ["src/core", "src/numerics", "src/layout", "src/kernels/api", "src/prepare"],
 }
