@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// Declares the shared options; values out of range are refused here, before any file is opened.
+#include "cli/args.h"
+
+#include "kernels/api/registry.h"
+
+namespace quadrille::cli {
+
+kernels::Numerics ModelOptions::numerics_value() const {
+  return numerics == "vllm" ? kernels::Numerics::kVllm : kernels::Numerics::kExact;
+}
+
+kernels::Rounding ModelOptions::rounding_value() const {
+  return rounding == "f32" ? kernels::Rounding::kF32 : kernels::Rounding::kBf16;
+}
+
+const char* numerics_name(kernels::Numerics numerics) {
+  return numerics == kernels::Numerics::kVllm ? "vllm" : "exact";
+}
+
+const char* rounding_name(kernels::Rounding rounding) {
+  return rounding == kernels::Rounding::kF32 ? "f32" : "bf16";
+}
+
+void add_numerics_options(CLI::App& app, ModelOptions& options) {
+  std::vector<std::string> tables;
+  for (const kernels::KernelTable* table : kernels::all_tables()) tables.emplace_back(table->name);
+  app.add_option("--numerics", options.numerics, "Arithmetic of the W4A8 layers")
+      ->check(CLI::IsMember({"exact", "vllm"}))
+      ->capture_default_str();
+  app.add_option("--round", options.rounding, "Where intermediate values are rounded: to bf16, or nowhere (f32)")
+      ->check(CLI::IsMember({"bf16", "f32"}))
+      ->capture_default_str();
+  app.add_option("--kernels", options.kernels, "Kernel table; the best one of this machine when not given")
+      ->check(CLI::IsMember(tables));
+  app.add_option("--threads", options.threads, "Threads; 0: one for each usable core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--seed", options.seed, "Seed of everything random")->capture_default_str();
+}
+
+void add_model_options(CLI::App& app, ModelOptions& options) {
+  app.add_option("model", options.folder, "Folder of the checkpoint")->required()->type_name("MODEL");
+  add_numerics_options(app, options);
+  app.add_option("--activations", options.activations,
+                 "fp8: run a weight-only (W4A16) checkpoint as W4A8; without it such a checkpoint is refused")
+      ->check(CLI::IsMember({"checkpoint", "fp8"}))
+      ->capture_default_str();
+  app.add_option("--scales", options.scales, "round: round weight scales that bf16 does not hold, and report the error")
+      ->check(CLI::IsMember({"keep", "round"}))
+      ->capture_default_str();
+  app.add_option("--cache-tokens", options.cache_tokens, "Positions of the KV cache; 0: what the command needs")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 32))
+      ->capture_default_str();
+  app.add_flag("-q,--quiet", options.quiet, "No progress and no statistics on stderr");
+}
+
+void add_sampling_options(CLI::App& app, SamplingOptions& options) {
+  auto& params = options.params;
+  app.add_option("--temperature", params.temperature, "0: greedy")
+      ->check(CLI::Range(0.0F, 100.0F))
+      ->capture_default_str();
+  app.add_option("--top-k", params.top_k, "Keep the k best tokens; 0: off")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--top-p", params.top_p, "Keep the best tokens up to this probability; 1: off")
+      ->check(CLI::Range(0.0F, 1.0F))
+      ->capture_default_str();
+  app.add_option("--min-p", params.min_p, "Keep tokens of at least this share of the best one's probability; 0: off")
+      ->check(CLI::Range(0.0F, 1.0F))
+      ->capture_default_str();
+  app.add_option("--repetition-penalty", params.repetition_penalty, "Above 1 makes known tokens less likely; 1: off")
+      ->check(CLI::Range(0.01F, 100.0F))
+      ->capture_default_str();
+  app.add_option("--max-tokens", options.max_tokens, "Longest answer; 0: the default, cut to the model's positions")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 32));
+  app.add_option("--stop", options.stop, "The answer ends before this text (may be given several times)")
+      ->type_name("TEXT")
+      ->take_all();
+  app.add_flag("--ignore-eos", options.ignore_eos, "Go on behind end-of-sequence tokens");
+}
+
+}  // namespace quadrille::cli

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// Options that several commands share: which model and how it computes, and how text is sampled.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/request.h"
+#include "kernels/api/problems.h"
+
+namespace quadrille::cli {
+
+struct ModelOptions {
+  std::string folder;
+  std::string numerics = "exact";
+  std::string rounding = "bf16";
+  std::string kernels;  // "": the best table that runs here
+  int threads = 0;      // 0: one a usable core
+  uint64_t seed = 0;
+  std::string activations = "checkpoint";
+  std::string scales = "keep";
+  int64_t cache_tokens = 0;  // 0: what the command needs
+  bool quiet = false;
+
+  kernels::Numerics numerics_value() const;
+  kernels::Rounding rounding_value() const;
+};
+
+// Adds MODEL and the options of ModelOptions. `options` must outlive the parse.
+void add_model_options(CLI::App& app, ModelOptions& options);
+// The options without MODEL and without what only a checkpoint has: for bench and layer.
+void add_numerics_options(CLI::App& app, ModelOptions& options);
+
+struct SamplingOptions {
+  engine::SamplingParams params;
+  int64_t max_tokens = 0;  // 0: the command's default
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+};
+
+// --temperature, --top-k, --top-p, --min-p, --repetition-penalty, --max-tokens, --stop, --ignore-eos. The seed is that
+// of ModelOptions.
+void add_sampling_options(CLI::App& app, SamplingOptions& options);
+
+const char* numerics_name(kernels::Numerics numerics);  // "exact", "vllm"
+const char* rounding_name(kernels::Rounding rounding);  // "bf16", "f32"
+
+}  // namespace quadrille::cli

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// Times decode and prefill of a model, with the machine's ceilings probed in between: what the machine gives changes
+// from second to second, so both are taken in the same rounds.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/result.h"
+#include "core/thread_pool.h"
+#include "model/model.h"
+
+namespace quadrille::cli {
+
+struct BenchPlan {
+  int64_t rounds = 7;
+  int64_t prefill_tokens = 256;
+  int64_t decode_tokens = 16;  // of each round, behind the prompt
+  uint64_t seed = 0;           // of the token ids
+};
+
+struct BenchSeries {
+  double work = 0;              // bytes that a step must read, or FLOPs of a prefill
+  double ceiling = 0;           // bytes/s or FLOP/s: median over the rounds of the best probe
+  std::string probe;            // what the ceiling was measured with
+  std::vector<double> seconds;  // a round: of one decode step (the median of the round's), of one prefill
+
+  double median_seconds() const;
+  double reached() const;  // work / median seconds
+  double ratio() const;    // reached / ceiling
+};
+
+struct BenchResult {
+  BenchSeries decode, prefill;
+};
+
+// Positions that the plan needs in the cache.
+int64_t bench_positions(const BenchPlan& plan);
+// One round more than asked for: the first only warms up. Errors of the model; kCancelled.
+Result<BenchResult> measure(model::Model& model, ThreadPool& pool, const BenchPlan& plan,
+                            const std::function<void(int64_t done, int64_t total)>& progress);
+
+}  // namespace quadrille::cli

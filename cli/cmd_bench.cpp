@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// quadrille bench: decode and prefill of a model or of a true shape with random weights, as ratios to the ceilings of
+// this machine.
+#include <memory>
+#include <thread>
+
+#include "cli/bench_measure.h"
+#include "cli/bench_shapes.h"
+#include "cli/commands.h"
+#include "cli/json_output.h"
+#include "cli/load_model.h"
+#include "cli/progress.h"
+#include "cli/text_table.h"
+
+namespace quadrille::cli {
+namespace {
+
+struct BenchOptions {
+  ModelOptions model;
+  BenchPlan plan;
+  std::string shape;
+  int64_t layers = 0;
+  std::string group_size = "128";
+  bool as_json = false;
+};
+
+Result<LoadedModel> make_random(Console& console, const BenchOptions& options, int64_t positions) {
+  LoadedModel loaded;
+  loaded.pool = std::make_unique<ThreadPool>(options.model.threads);
+  QD_TRY(const model::ModelConfig config, bench_shape(options.shape, options.layers));
+  QD_TRY(model::LoadOptions load, make_load_options(console, options.model, *loaded.pool));
+  loaded.table = load.table;
+  load.default_positions = positions;
+  load.max_positions = positions;
+  Progress progress(console, "random weights", "bytes", options.model.quiet);
+  load.progress = [&progress](const model::LoadProgress& at) {
+    progress.update(static_cast<int64_t>(at.bytes_done), static_cast<int64_t>(at.bytes_total), at.module);
+  };
+  model::RandomModel weights;
+  weights.group_size = options.group_size == "channel" ? 0 : std::stoll(options.group_size);
+  weights.seed = options.model.seed + 1;
+  QD_TRY(loaded.model, model::Model::random(config, weights, load));
+  return loaded;
+}
+
+std::string subject_text(const BenchOptions& options, const model::ModelConfig& config) {
+  if (options.shape.empty()) return options.model.folder;
+  return fmt::format("{}, {} layers, random weights, group {}", options.shape, config.num_layers, options.group_size);
+}
+
+void print_table(Console& console, const BenchOptions& options, const LoadedModel& loaded, const BenchResult& result) {
+  const BenchPlan& plan = options.plan;
+  console.print("{} ({})\n\n", subject_text(options, loaded.model->config()), settings_text(loaded));
+  TextTable table({"", ">tokens/s", ">ms", ">must", ">reached", ">ceiling", ">ratio"});
+  const BenchSeries& decode = result.decode;
+  table.add_row({"decode, 1 token", fmt::format("{:.1f}", 1 / decode.median_seconds()),
+                 fmt::format("{:.2f}", 1e3 * decode.median_seconds()), fmt::format("read {:.1f} MB", decode.work / 1e6),
+                 fmt::format("{:.2f} GB/s", decode.reached() / 1e9), fmt::format("{:.2f} GB/s", decode.ceiling / 1e9),
+                 fmt::format("{:.0f} %", 100 * decode.ratio())});
+  const BenchSeries& prefill = result.prefill;
+  table.add_row({fmt::format("prefill, {} tokens", plan.prefill_tokens),
+                 fmt::format("{:.1f}", static_cast<double>(plan.prefill_tokens) / prefill.median_seconds()),
+                 fmt::format("{:.2f}", 1e3 * prefill.median_seconds()),
+                 fmt::format("do {:.2f} GFLOP", prefill.work / 1e9),
+                 fmt::format("{:.1f} GFLOP/s", prefill.reached() / 1e9),
+                 fmt::format("{:.1f} GFLOP/s", prefill.ceiling / 1e9), fmt::format("{:.0f} %", 100 * prefill.ratio())});
+  console.write(table.text());
+  console.print("Medians of {} rounds. Ceilings probed in the same rounds: read bandwidth ({}), dot peak ({}).\n",
+                plan.rounds, decode.probe, prefill.probe);
+}
+
+nlohmann::json series_json(const BenchSeries& series, int64_t tokens, const char* unit) {
+  return {{"tokens", tokens},
+          {"tokens_per_second", static_cast<double>(tokens) / series.median_seconds()},
+          {"seconds", series.median_seconds()},
+          {"work", series.work},
+          {"unit", unit},
+          {"reached_per_second", series.reached()},
+          {"ceiling_per_second", series.ceiling},
+          {"ratio", series.ratio()},
+          {"probe", series.probe},
+          {"samples_seconds", series.seconds}};
+}
+
+Status run_bench(Console& console, const BenchOptions& options) {
+  if (options.shape.empty() == options.model.folder.empty()) {
+    throw CLI::ValidationError("bench", "give either a MODEL or --shape");
+  }
+  const int64_t positions = bench_positions(options.plan);
+  auto made =
+      options.shape.empty() ? load_model(console, options.model, positions) : make_random(console, options, positions);
+  if (!made) return made.error();
+  const LoadedModel& loaded = *made;
+  if (loaded.model->max_positions() < positions) {
+    return make_error(ErrorCode::kCapacity, "the model takes {} positions; --prefill and --decode need {}",
+                      loaded.model->max_positions(), positions);
+  }
+  Progress progress(console, "bench", "rounds", options.model.quiet);
+  const auto result = measure(*loaded.model, *loaded.pool, options.plan,
+                              [&progress](int64_t done, int64_t total) { progress.update(done, total); });
+  progress.finish();
+  if (!result) return result.error();
+  if (!options.as_json) {
+    print_table(console, options, loaded, *result);
+    return {};
+  }
+  const nlohmann::json json = {{"model", subject_text(options, loaded.model->config())},
+                               {"settings", settings_json(loaded, options.model)},
+                               {"rounds", options.plan.rounds},
+                               {"decode", series_json(result->decode, 1, "bytes")},
+                               {"prefill", series_json(result->prefill, options.plan.prefill_tokens, "flop")}};
+  return write_json(console, "-", json);
+}
+
+}  // namespace
+
+void add_bench(CLI::App& program, std::vector<Command>& commands) {
+  auto* app = program.add_subcommand("bench", "Speed of decode and prefill as ratios to the machine's ceilings");
+  auto options = std::make_shared<BenchOptions>();
+  add_model_options(*app, options->model);
+  app->get_option("model")->required(false);
+  app->add_option("--shape", options->shape, "A published model's true shape with random weights")
+      ->check(CLI::IsMember(bench_shape_names()));
+  app->add_option("--layers", options->layers, "Its first N layers only; 0: all")
+      ->check(CLI::Range(0, 256))
+      ->capture_default_str();
+  app->add_option("--group-size", options->group_size, "Of the random weights")
+      ->check(CLI::IsMember({"32", "64", "128", "channel"}))
+      ->capture_default_str();
+  app->add_option("--prefill", options->plan.prefill_tokens, "Tokens of the prompt")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app->add_option("--decode", options->plan.decode_tokens, "Decode steps a round")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app->add_option("--rounds", options->plan.rounds, "Measured rounds; one more warms up")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app->add_flag("--json", options->as_json, "Print JSON");
+  commands.push_back({app, [options](Console& console) { return run_bench(console, *options); }});
+}
+
+}  // namespace quadrille::cli

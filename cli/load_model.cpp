@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fills LoadOptions, shows the progress of a load, and describes what was loaded.
+#include "cli/load_model.h"
+
+#include <algorithm>
+
+#include "cli/progress.h"
+#include "cli/signals.h"
+#include "kernels/api/registry.h"
+
+namespace quadrille::cli {
+
+Result<const kernels::KernelTable*> choose_table(const ModelOptions& options) {
+  QD_TRY(const kernels::KernelTable* table, kernels::select_table(options.kernels));
+  if (options.rounding_value() == kernels::Rounding::kF32 && !table->supports_round_f32) {
+    return make_error(ErrorCode::kUnsupported,
+                      "kernel table '{}' has no --round f32: it computes what the GPU computes, in bf16 between the "
+                      "operations; use --round bf16, or another table",
+                      table->name);
+  }
+  return table;
+}
+
+Result<model::LoadOptions> make_load_options(Console& console, const ModelOptions& options, ThreadPool& pool) {
+  model::LoadOptions load;
+  QD_TRY(load.table, choose_table(options));
+  load.numerics = options.numerics_value();
+  load.rounding = options.rounding_value();
+  load.pool = &pool;
+  load.run_weight_only_as_fp8 = options.activations == "fp8";
+  load.round_scales = options.scales == "round";
+  load.cache_pages = (options.cache_tokens + model::kPagePositions - 1) / model::kPagePositions;
+  load.log = console.log_sink();
+  load.cancel = interrupt_flag();
+  return load;
+}
+
+Result<LoadedModel> load_model(Console& console, const ModelOptions& options, int64_t positions) {
+  LoadedModel loaded;
+  loaded.pool = std::make_unique<ThreadPool>(options.threads);
+  QD_TRY(model::LoadOptions load, make_load_options(console, options, *loaded.pool));
+  loaded.table = load.table;
+  if (positions > 0) load.default_positions = positions;
+  Progress progress(console, "load", "bytes", options.quiet);
+  load.progress = [&progress](const model::LoadProgress& at) {
+    progress.update(static_cast<int64_t>(at.bytes_done), static_cast<int64_t>(at.bytes_total), at.module);
+  };
+  auto model = model::Model::load(options.folder, load);
+  progress.finish();
+  if (!model) return model.error();
+  loaded.model = std::move(*model);
+  for (const std::string& note : loaded.model->notes()) console.warn(note);
+  return loaded;
+}
+
+Result<int64_t> cache_positions(const std::string& folder, int64_t batch, int64_t longest) {
+  QD_TRY(const model::ModelConfig config, model::read_model_config(folder));
+  const int64_t bytes_a_position = config.num_layers * 2 * config.kv_width() * 4;
+  const int64_t affordable = (int64_t{2} << 30) / std::max<int64_t>(bytes_a_position, 1);
+  longest = std::min(longest, config.max_positions);
+  // Whole pages for each sequence.
+  const int64_t a_sequence = (longest / model::kPagePositions + 1) * model::kPagePositions;
+  return std::max(a_sequence, std::min(batch * a_sequence, affordable));
+}
+
+nlohmann::json settings_json(const LoadedModel& loaded, const ModelOptions& options) {
+  return {{"numerics", numerics_name(loaded.model->numerics())},
+          {"round", rounding_name(loaded.model->rounding())},
+          {"kernels", loaded.model->table().name},
+          {"threads", loaded.pool->num_threads()},
+          {"seed", options.seed},
+          {"notes", loaded.model->notes()}};
+}
+
+std::string settings_text(const LoadedModel& loaded) {
+  const int threads = loaded.pool->num_threads();
+  return fmt::format("{}, round {}, {}, {} thread{}", numerics_name(loaded.model->numerics()),
+                     rounding_name(loaded.model->rounding()), loaded.model->table().name, threads,
+                     threads == 1 ? "" : "s");
+}
+
+namespace {
+
+double rate(int64_t tokens, double seconds) {
+  return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
+}
+
+}  // namespace
+
+std::string speed_text(const engine::EngineMetrics& metrics) {
+  return fmt::format("{} tokens in {:.2f} s: {:.1f} tokens/s; prompts: {} tokens at {:.0f} tokens/s",
+                     metrics.decode_tokens, metrics.decode_seconds, rate(metrics.decode_tokens, metrics.decode_seconds),
+                     metrics.prefill_tokens, rate(metrics.prefill_tokens, metrics.prefill_seconds));
+}
+
+nlohmann::json speed_json(const engine::EngineMetrics& metrics) {
+  return {{"prompt_tokens", metrics.prefill_tokens},
+          {"prompt_seconds", metrics.prefill_seconds},
+          {"prompt_tokens_per_second", rate(metrics.prefill_tokens, metrics.prefill_seconds)},
+          {"answer_tokens", metrics.decode_tokens},
+          {"answer_seconds", metrics.decode_seconds},
+          {"answer_tokens_per_second", rate(metrics.decode_tokens, metrics.decode_seconds)}};
+}
+
+}  // namespace quadrille::cli

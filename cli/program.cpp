@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// Knows the commands by name only; everything a command does stands in its own file.
+#include "cli/program.h"
+
+#include "cli/commands.h"
+#include "cli/console.h"
+#include "cli/signals.h"
+
+namespace quadrille::cli {
+namespace {
+
+void add_all(CLI::App& program, std::vector<Command>& commands) {
+  add_run(program, commands);
+  add_chat(program, commands);
+  add_inspect(program, commands);
+  add_quantize(program, commands);
+  add_eval(program, commands);
+  add_bench(program, commands);
+  add_logits(program, commands);
+  add_tokenizer_commands(program, commands);
+  add_layer(program, commands);
+  add_version(program, commands);
+}
+
+// Help goes to stdout with code 0; wrong usage to stderr with code 2.
+int report_parse(Console& console, const CLI::App& program, const CLI::ParseError& error) {
+  if (error.get_exit_code() == 0) {
+    const auto chosen = program.get_subcommands();
+    console.write(chosen.empty() ? program.help() : chosen.front()->help());
+    return console.finish() ? 0 : kExitFailure;
+  }
+  const auto chosen = program.get_subcommands();
+  console.error(error.what());
+  console.note(fmt::format("Run '{}{} --help' for the options.", program.get_name(),
+                           chosen.empty() ? "" : " " + chosen.front()->get_name()));
+  return kExitUsage;
+}
+
+int report(Console& console, const Status& status) {
+  const Status written = console.finish();
+  if (!status && !(console.closed() && status.error().code == ErrorCode::kCancelled)) {
+    console.error(status.error().message);
+    const bool stopped = status.error().code == ErrorCode::kCancelled && interrupted();
+    return stopped ? kExitInterrupted : kExitFailure;
+  }
+  if (!written) {
+    console.error(written.error().message);
+    return kExitFailure;
+  }
+  return interrupted() ? kExitInterrupted : 0;
+}
+
+}  // namespace
+
+int run_program(int argc, char** argv) {
+  install_signal_handlers();
+  Console console;
+  CLI::App program("Mixture-of-Experts language models with 4-bit weights and FP8 activations", "quadrille");
+  program.require_subcommand(1);
+  program.get_formatter()->column_width(34);
+  std::vector<Command> commands;
+  add_all(program, commands);
+  try {
+    program.parse(argc, argv);
+    for (const Command& command : commands) {
+      if (command.app->parsed()) return report(console, command.run(console));
+    }
+    return kExitUsage;
+  } catch (const CLI::ParseError& error) {
+    return report_parse(console, program, error);
+  }
+}
+
+}  // namespace quadrille::cli
