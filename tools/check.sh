@@ -35,8 +35,8 @@ git ls-files 'src/*.cpp' 'cli/*.cpp' | xargs -P "$jobs" -n 4 clang-tidy-16 -p bu
 
 step threads
 configure build-tsan -DCMAKE_BUILD_TYPE=Release -DQD_SANITIZE=thread
-cmake --build build-tsan -j "$jobs" --target engine_test thread_pool_test
-tools/run_tests.py build-tsan -j 1 -R '^(engine_test|thread_pool_test)$'
+cmake --build build-tsan -j "$jobs" --target thread_pool_test engine_test engine_threads_test engine_soak_test
+tools/run_tests.py build-tsan -j "$jobs" -R '^(thread_pool|engine|engine_threads|engine_soak)_test$'
 
 step fuzz
 configure build-fuzz -DCMAKE_BUILD_TYPE=Release -DQD_BUILD_FUZZ=ON -DQD_BUILD_TESTS=OFF

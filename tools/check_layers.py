@@ -31,7 +31,7 @@ ARROWS = {
     "src/engine": ["src/core", "src/model"],
     "cli": ["src/core", "src/formats", "src/model/tokenizer", "src/numerics", "src/layout", "src/quantize", "src/prepare", "src/kernels/api",
             "src/moe", "src/model", "src/engine", "bench"],
-    "bench": ["src/core", "src/numerics", "src/layout", "src/kernels/api", "src/prepare"],
+    "bench": ["src/core", "src/numerics", "src/layout", "src/kernels/api", "src/kernels/cpu", "src/prepare"],
 }
 PRINTS = re.compile(r"\b(std::cout|std::cerr|std::abort|std::exit|std::terminate|_exit|abort|exit|printf|fprintf|puts|"
                     r"fmt::print)\s*(\(|<<)")
