@@ -25,7 +25,7 @@ enum class ErrorCode {
 
 const char* error_code_name(ErrorCode code);
 
-struct Error {
+struct Error {  // NOLINT(clang-analyzer-core.uninitialized.Assign): the analyzer does not follow std::variant
   ErrorCode code = ErrorCode::kInvalidArgument;
   std::string message;
 
@@ -85,7 +85,7 @@ using Status = Result<void>;
 #define QD_TRY(declaration, expression)                                           \
   auto QD_CONCAT(qd_try_, __LINE__) = (expression);                               \
   if (!QD_CONCAT(qd_try_, __LINE__)) return QD_CONCAT(qd_try_, __LINE__).error(); \
-  declaration = std::move(QD_CONCAT(qd_try_, __LINE__)).value()
+  declaration = std::move(QD_CONCAT(qd_try_, __LINE__)).value() /* NOLINT(bugprone-macro-parentheses) */
 
 // QD_TRY_STATUS(f()): return the error of f(), if any.
 #define QD_TRY_STATUS(expression) \
