@@ -21,11 +21,12 @@ class FormNormalizer : public Normalizer {
  public:
   explicit FormNormalizer(NormalForm form) : form_(form) {}
   Status apply(AlignedText& text) const override {
-    const std::string first = normal_form(std::string_view(text.text).substr(0, first_length(text.text)), form_);
+    const std::string start = normal_form(std::string_view(text.text).substr(0, text.start_bytes), form_);
     text.text = normal_form(text.text, form_);
     if (text.start_bytes == 0) return {};
-    text.start_bytes =
-        text.text.starts_with(first) ? std::max(first.size(), first_length(text.text)) : first_length(text.text);
+    // A mark behind the first character may have joined it.
+    text.start_bytes = text.text.starts_with(start) ? std::max(start.size(), first_length(text.text))
+                                                    : std::min(first_length(text.text), text.text.size());
     return {};
   }
 

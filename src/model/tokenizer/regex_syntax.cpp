@@ -208,7 +208,7 @@ class Translator {
       at_ += 2;
       return {};
     }
-    if (std::string_view("AZzGKRX").find(c) != std::string_view::npos && c != '\0') {
+    if (std::string_view("AZzGKR").find(c) != std::string_view::npos && c != '\0') {
       atom_start_ = out_.size();
       copy(2);
       return {};

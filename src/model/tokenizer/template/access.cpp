@@ -94,7 +94,7 @@ Value index_value(Runtime& runtime, const Value& value, const Value& key) {
 
 Value slice_value(Runtime& runtime, const Value& value, const Value* from, const Value* to, const Value* step) {
   runtime.require_defined(value);
-  if (!value.is_string() && !value.is_list()) runtime.fail(fmt::format("{} cannot be sliced", value.type_name()));
+  if (!value.is_string() && !value.is_list()) return missing(runtime, value, "a slice");
   std::vector<std::string_view> characters;
   if (value.is_string()) {
     runtime.charge(value.string().size());

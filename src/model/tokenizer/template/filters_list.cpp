@@ -185,6 +185,7 @@ Value maximum(Runtime& r, const Value& v, Arguments& a) {
 // map(attribute=..., default=...) or map('filter', arguments...).
 Value map(Runtime& runtime, const Value& value, Arguments& arguments) {
   std::vector<Value> out;
+  if (!value.truth()) return runtime.list({});  // none and false, too
   if (arguments.positional.empty()) {
     ArgumentReader reader(runtime, arguments, "filter 'map'");
     const Value& attribute = reader.need("attribute");
@@ -207,6 +208,7 @@ Value map(Runtime& runtime, const Value& value, Arguments& arguments) {
 }
 
 Value choose(Runtime& runtime, const Value& value, Arguments& arguments, bool by_attribute, bool keep) {
+  if (!value.truth()) return runtime.list({});  // none and false, too
   Arguments rest = arguments;
   Value attribute;
   if (by_attribute) {

@@ -210,10 +210,18 @@ Value format(Runtime& runtime, const Value& value, Arguments& arguments) {
   return runtime.text(percent_format(runtime, value.string(), runtime.tuple(arguments.positional)));
 }
 
+// Runs of letters, numbers and underscores.
 Value wordcount(Runtime& runtime, const Value& value, Arguments&) {
-  Arguments none;
-  const Value words = as_method(runtime, value, none, "split");
-  return Value(static_cast<int64_t>(words.list().items.size()));
+  const std::string text = text_of(runtime, value);
+  int64_t words = 0;
+  bool in_word = false;
+  for (size_t i = 0; i < text.size();) {
+    const char32_t c = next_character(text, i);
+    const bool is_part = is_alphabetic(c) || is_numeric(c) || c == '_';
+    words += is_part && !in_word ? 1 : 0;
+    in_word = is_part;
+  }
+  return Value(words);
 }
 
 struct Entry {

@@ -208,7 +208,8 @@ std::string percent_format(Runtime& runtime, std::string_view format, const Valu
     runtime.charge_bytes(16);
   }
   const size_t given = values.is_tuple() ? values.list().items.size() : 1;
-  if (used < given && !values.is_dict()) runtime.fail("not all arguments are used by the % conversions");
+  if (used < given && !values.is_dict() && (values.is_tuple() || !values.is_list()))
+    runtime.fail("not all arguments are used by the % conversions");
   return out;
 }
 

@@ -115,17 +115,20 @@ Interpreter::Flow Interpreter::run_for(const Statement& statement) {
     loop->items = std::move(kept);
   }
   const Value loop_value(loop);
-  const bool is_empty = loop->items.empty();
+  bool reached_end = false;  // of some iteration: what decides about else, so break and continue count
   const LoopGuard guard(*this, *loop);
   for (; loop->index < loop->items.size(); ++loop->index) {
     const ScopeGuard scope(*this, scope_);
     runtime_.charge(1);
     assign(target, loop->items[loop->index]);
     scope_->names["loop"] = loop_value;
-    if (run_body(statement.branches[0].body) == Flow::kBreak) break;
+    const Flow flow = run_body(statement.branches[0].body);
+    if (flow == Flow::kBreak) break;
+    reached_end = reached_end || flow == Flow::kNormal;
   }
-  if (is_empty && statement.branches.size() > 1) return run_body(statement.branches[1].body);
-  return Flow::kNormal;
+  if (reached_end || statement.branches.size() < 2) return Flow::kNormal;
+  const ScopeGuard scope(*this, scope_);
+  return run_body(statement.branches[1].body);
 }
 
 void Interpreter::assign(const Target& target, const Value& value) {

@@ -156,7 +156,10 @@ bool contains(Runtime& runtime, const Value& container, const Value& item) {
     runtime.charge(container.string().size() / 64);
     return container.string().find(item.string()) != std::string::npos;
   }
-  if (container.is_dict()) return container.dict().find(item) != nullptr;
+  if (container.is_dict()) {
+    if (item.is_list() || item.is_dict()) runtime.fail(fmt::format("a {} cannot be a key of a dict", item.type_name()));
+    return container.dict().find(item) != nullptr;
+  }
   if (container.is_list()) {
     const auto& items = container.list().items;
     return std::any_of(items.begin(), items.end(), [&](const Value& other) { return equal(runtime, item, other); });

@@ -41,7 +41,7 @@ constexpr std::array<TestEntry, 21> kTests = {{
      [](Runtime&, const Value& v) {
        return v.is_undefined() || v.is_string() || v.is_list() || v.is_dict() || v.is_loop();
      }},
-    {"callable", [](Runtime&, const Value& v) { return v.is_callable(); }},
+    {"callable", [](Runtime&, const Value& v) { return v.is_callable() || v.is_undefined(); }},
     {"odd", [](Runtime& r, const Value& v) { return integer_of(r, v) % 2 != 0; }},
     {"even", [](Runtime& r, const Value& v) { return integer_of(r, v) % 2 == 0; }},
     {"lower",
