@@ -54,6 +54,7 @@ class Interpreter {
   Value evaluate(const Expression& expression);
   Value evaluate_compare(const Expression& expression);
   Value evaluate_slice(const Expression& expression);
+  Value evaluate_call(const Expression& expression);
   Value evaluate_collection(const Expression& expression);
   Arguments evaluate_arguments(const Expression& expression);
   Value lookup(const std::string& name);

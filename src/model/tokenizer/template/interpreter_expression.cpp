@@ -68,26 +68,22 @@ Value Interpreter::evaluate(const Expression& expression) {
     }
     case Kind::kSlice:
       return evaluate_slice(expression);
-    case Kind::kCall: {
-      const Value callee = child(0);
-      Arguments arguments = evaluate_arguments(expression);
-      runtime_.set_line(expression.line);
-      return call_value(runtime_, callee, arguments);
-    }
-    case Kind::kFilter: {
-      const Value input = expression.children[0] ? child(0) : *block_input_;
-      Arguments arguments = evaluate_arguments(expression);
-      runtime_.set_line(expression.line);
-      return run_filter(runtime_, expression.name, input, arguments);
-    }
-    case Kind::kTest: {
-      const Value value = child(0);
-      Arguments arguments = evaluate_arguments(expression);
-      runtime_.set_line(expression.line);
-      return Value(run_test(runtime_, expression.name, value, arguments));
-    }
+    case Kind::kCall:
+    case Kind::kFilter:
+    case Kind::kTest:
+      return evaluate_call(expression);
   }
   return Value();
+}
+
+// A call, filter or test: something applied with arguments.
+Value Interpreter::evaluate_call(const Expression& expression) {
+  const Value subject = expression.children[0] ? evaluate(*expression.children[0]) : *block_input_;
+  Arguments arguments = evaluate_arguments(expression);
+  runtime_.set_line(expression.line);
+  if (expression.kind == Expression::Kind::kCall) return call_value(runtime_, subject, arguments);
+  if (expression.kind == Expression::Kind::kFilter) return run_filter(runtime_, expression.name, subject, arguments);
+  return Value(run_test(runtime_, expression.name, subject, arguments));
 }
 
 Value Interpreter::evaluate_collection(const Expression& expression) {

@@ -16,5 +16,11 @@ std::optional<Value> find_method(Runtime& runtime, const Value& value, std::stri
 using StringMethod = Value (*)(Runtime&, const Value& self, Arguments&);
 // Null when there is no such method. (methods_string.cpp)
 StringMethod find_string_method(std::string_view name);
+// (methods_format.cpp)
+Value string_ljust(Runtime& runtime, const Value& self, Arguments& arguments);
+Value string_rjust(Runtime& runtime, const Value& self, Arguments& arguments);
+Value string_center(Runtime& runtime, const Value& self, Arguments& arguments);
+Value string_zfill(Runtime& runtime, const Value& self, Arguments& arguments);
+Value string_format(Runtime& runtime, const Value& self, Arguments& arguments);
 
 }  // namespace quadrille::tokenizer::jinja

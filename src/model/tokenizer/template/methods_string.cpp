@@ -328,75 +328,6 @@ Value is_lower_text(Runtime& r, const Value& s, Arguments&) {
   return is_cased(r, s, is_lower, is_upper);
 }
 
-Value justify(Runtime& runtime, const Value& self, Arguments& arguments, int where) {
-  ArgumentReader reader(runtime, arguments, "ljust(), rjust(), center() and zfill()");
-  const int64_t width = reader.integer("width", 0);
-  const std::string fill = where == 3 ? "0" : reader.string("fillchar", " ");
-  reader.finish();
-  if (count_characters(fill) != 1) runtime.fail("the fill must be one character");
-  if (width > 100'000) runtime.unsupported("a width of more than 100000");
-  const auto length = static_cast<int64_t>(count_characters(self.string()));
-  const int64_t missing = std::max<int64_t>(width - length, 0);
-  int64_t left = where == 0 ? 0 : missing;
-  if (where == 2) left = missing / 2 + (missing & width & 1);
-  std::string text = self.string();
-  std::string front;
-  for (int64_t i = 0; i < left; ++i) front += fill;
-  const size_t sign = where == 3 && (text.starts_with('-') || text.starts_with('+')) ? 1 : 0;
-  text.insert(sign, front);
-  for (int64_t i = left; i < missing; ++i) text += fill;
-  return runtime.text(std::move(text));
-}
-Value ljust(Runtime& r, const Value& s, Arguments& a) {
-  return justify(r, s, a, 0);
-}
-Value rjust(Runtime& r, const Value& s, Arguments& a) {
-  return justify(r, s, a, 1);
-}
-Value center(Runtime& r, const Value& s, Arguments& a) {
-  return justify(r, s, a, 2);
-}
-Value zfill(Runtime& r, const Value& s, Arguments& a) {
-  return justify(r, s, a, 3);
-}
-
-// "{} {0} {name}" without format specifications.
-Value format(Runtime& runtime, const Value& self, Arguments& arguments) {
-  const std::string& text = self.string();
-  std::string out;
-  size_t automatic = 0;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const bool doubled = i + 1 < text.size() && text[i + 1] == text[i];
-    if ((text[i] == '{' || text[i] == '}') && doubled) {
-      out += text[i++];
-    } else if (text[i] == '{') {
-      const size_t end = text.find('}', i);
-      if (end == std::string::npos) runtime.fail("format(): '{' without '}'");
-      const std::string name = text.substr(i + 1, end - i - 1);
-      int64_t position = 0;
-      const Value* value = nullptr;
-      if (name.empty() || parse_integer(name, 10, position)) {
-        if (name.empty()) position = static_cast<int64_t>(automatic++);
-        if (position >= 0 && static_cast<size_t>(position) < arguments.positional.size())
-          value = &arguments.positional[static_cast<size_t>(position)];
-      } else {
-        for (const auto& [key, given] : arguments.keywords)
-          if (key == name) value = &given;
-        if (value == nullptr && name.find_first_of(":!.[") != std::string::npos)
-          runtime.unsupported("a format specification");
-      }
-      if (value == nullptr) runtime.fail(fmt::format("format(): nothing for '{{{}}}'", name));
-      append_text(runtime, *value, out);
-      i = end;
-    } else if (text[i] == '}') {
-      runtime.fail("format(): single '}'");
-    } else {
-      out += text[i];
-    }
-  }
-  return runtime.text(std::move(out));
-}
-
 struct Entry {
   std::string_view name;
   StringMethod method;
@@ -435,16 +366,16 @@ constexpr std::array<Entry, 36> kMethods = {{
     {"isspace", every<is_python_space>},
     {"isupper", is_upper_text},
     {"islower", is_lower_text},
-    {"ljust", ljust},
-    {"rjust", rjust},
-    {"center", center},
-    {"zfill", zfill},
+    {"ljust", string_ljust},
+    {"rjust", string_rjust},
+    {"center", string_center},
+    {"zfill", string_zfill},
 }};
 
 }  // namespace
 
 StringMethod find_string_method(std::string_view name) {
-  if (name == "format") return format;
+  if (name == "format") return string_format;
   const auto place =
       std::find_if(kMethods.begin(), kMethods.end(), [&](const Entry& entry) { return entry.name == name; });
   return place == kMethods.end() ? nullptr : place->method;

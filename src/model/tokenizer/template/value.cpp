@@ -63,7 +63,7 @@ bool is_key(const Value& key) {
 }
 
 std::string key_text(const Value& key) {
-  if (key.is_string()) return "s" + key.string();
+  if (key.is_string()) return fmt::format("s{}", key.string());
   if (key.is_none()) return "0";
   if (key.is_integral()) return fmt::format("n{}", key.integer());
   const double value = key.number();
