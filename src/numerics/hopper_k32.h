@@ -27,6 +27,7 @@ QD_HD constexpr int e4m3_exponent(uint8_t code) {
 
 // value * 2^-shift, toward zero.
 QD_HD constexpr int64_t shift_toward_zero(int64_t value, int shift) {
+  if (value == 0) return 0;  // a zero product takes no part in `top`, so its shift may be anything
   if (shift <= 0) return value * (int64_t{1} << -shift);
   if (shift > 62) return 0;
   return value < 0 ? -(-value >> shift) : value >> shift;
