@@ -177,6 +177,7 @@ CanonicalCopy unprepare(const PreparedW4& matrix) {
   const int64_t groups = layout::num_groups(matrix.k, matrix.group_size);
   const layout::ScaleLanes16 scales{matrix.n, groups};
   CanonicalCopy out{matrix.n, matrix.k, matrix.group_size, {}, {}};
+  out.packed.reserve(static_cast<size_t>(matrix.n * matrix.k / 8));
   for (int64_t row = 0; row < matrix.n; ++row) {
     for (int64_t k = 0; k < matrix.k; k += 8) {
       out.packed.push_back(numerics::flip_uint4b8_word(matrix.codes[map.word_index(row, k)]));
