@@ -40,7 +40,7 @@ void add_numerics_options(CLI::App& app, ModelOptions& options) {
 }
 
 void add_model_options(CLI::App& app, ModelOptions& options) {
-  app.add_option("model", options.folder, "Folder of the checkpoint")->required()->type_name("MODEL");
+  app.add_option("MODEL", options.folder, "Folder of the checkpoint")->required()->type_name("");
   add_numerics_options(app, options);
   app.add_option("--activations", options.activations,
                  "fp8: run a weight-only (W4A16) checkpoint as W4A8; without it such a checkpoint is refused")

@@ -118,7 +118,7 @@ void add_bench(CLI::App& program, std::vector<Command>& commands) {
   auto* app = program.add_subcommand("bench", "Speed of decode and prefill as ratios to the machine's ceilings");
   auto options = std::make_shared<BenchOptions>();
   add_model_options(*app, options->model);
-  app->get_option("model")->required(false);
+  app->get_option("MODEL")->required(false);
   app->add_option("--shape", options->shape, "A published model's true shape with random weights")
       ->check(CLI::IsMember(bench_shape_names()));
   app->add_option("--layers", options->layers, "Its first N layers only; 0: all")

@@ -41,10 +41,10 @@ Status run_eval(Console& console, const EvalOptions& options) {
 void add_eval(CLI::App& program, std::vector<Command>& commands) {
   auto* app = program.add_subcommand("eval", "Accuracy or perplexity on a local file");
   auto options = std::make_shared<EvalOptions>();
-  app->add_option("task", options->task, "gsm8k, mmlu-pro or perplexity")
+  app->add_option("TASK", options->task, "gsm8k, mmlu-pro or perplexity")
       ->required()
       ->check(CLI::IsMember({"gsm8k", "mmlu-pro", "perplexity"}))
-      ->type_name("TASK");
+      ->type_name("");
   add_model_options(*app, options->model);
   app->add_option("--data", options->data, "JSONL in the published layout; perplexity: text, or JSONL with 'text'")
       ->required()

@@ -213,7 +213,7 @@ void add_inspect(CLI::App& program, std::vector<Command>& commands) {
   auto* app =
       program.add_subcommand("inspect", "Architecture, quantisation of each module, sizes, tensor-parallel sizes");
   auto options = std::make_shared<InspectOptions>();
-  app->add_option("model", options->folder, "Folder of the checkpoint")->required()->type_name("MODEL");
+  app->add_option("MODEL", options->folder, "Folder of the checkpoint")->required()->type_name("");
   app->add_flag("--modules", options->all_modules, "A line for each module, not for each kind");
   app->add_flag("--json", options->as_json, "Print JSON");
   commands.push_back({app, [options](Console& console) { return run_inspect(console, *options); }});

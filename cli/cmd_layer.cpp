@@ -49,10 +49,10 @@ Status run_layer_command(Console& console, const LayerOptions& options) {
 void add_layer(CLI::App& program, std::vector<Command>& commands) {
   auto* app = program.add_subcommand("layer", "Run one MoE layer from a safetensors file");
   auto options = std::make_shared<LayerOptions>();
-  app->add_option("in", options->in, "w13_packed, w13_scale, w2_packed, w2_scale, x, topk_ids, topk_weights")
+  app->add_option("IN", options->in, "w13_packed, w13_scale, w2_packed, w2_scale, x, topk_ids, topk_weights")
       ->required()
-      ->type_name("IN");
-  app->add_option("out", options->out, "safetensors to write")->required()->type_name("OUT");
+      ->type_name("");
+  app->add_option("OUT", options->out, "safetensors to write")->required()->type_name("");
   add_numerics_options(*app, options->numerics);
   app->add_flag("--stages", options->stages, "Write every intermediate tensor, not only 'out'");
   commands.push_back({app, [options](Console& console) { return run_layer_command(console, *options); }});

@@ -105,8 +105,8 @@ Status run_quantize(Console& console, const QuantizeArguments& arguments) {
 void add_quantize(CLI::App& program, std::vector<Command>& commands) {
   auto* app = program.add_subcommand("quantize", "Make a W4A8 checkpoint from an unquantised one");
   auto arguments = std::make_shared<QuantizeArguments>();
-  app->add_option("in", arguments->in, "Folder of the unquantised checkpoint")->required()->type_name("IN");
-  app->add_option("out", arguments->out, "Folder to make; must not exist")->required()->type_name("OUT");
+  app->add_option("IN", arguments->in, "Folder of the unquantised checkpoint")->required()->type_name("");
+  app->add_option("OUT", arguments->out, "Folder to make; must not exist")->required()->type_name("");
   app->add_option("--group-size", arguments->group_size, "Weights that share a scale")
       ->check(CLI::IsMember({"32", "64", "128", "channel"}))
       ->capture_default_str();

@@ -171,8 +171,7 @@ void add_run(CLI::App& program, std::vector<Command>& commands) {
   auto* app = program.add_subcommand("run", "Answer one prompt, or word problems from a file");
   auto options = std::make_shared<RunOptions>();
   add_model_options(*app, options->model);
-  auto* prompt =
-      app->add_option("prompt", options->prompt, "The prompt; stdin when there is none")->type_name("PROMPT");
+  auto* prompt = app->add_option("PROMPT", options->prompt, "The prompt; stdin when there is none")->type_name("");
   auto* file = app->add_option("--prompt-file", options->prompt_file, "Read the prompt from FILE ('-': stdin)")
                    ->type_name("FILE")
                    ->excludes(prompt);

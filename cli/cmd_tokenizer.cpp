@@ -86,7 +86,7 @@ Result<nlohmann::json> template_line(const Tokenizer& tokenizer, const std::stri
 }
 
 void add_folder(CLI::App& app, TokenizerOptions& options) {
-  app.add_option("model", options.folder, "Folder with the tokenizer files")->required()->type_name("MODEL");
+  app.add_option("MODEL", options.folder, "Folder with the tokenizer files")->required()->type_name("");
 }
 
 }  // namespace

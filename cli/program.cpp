@@ -23,15 +23,16 @@ void add_all(CLI::App& program, std::vector<Command>& commands) {
 }
 
 // Help goes to stdout with code 0; wrong usage to stderr with code 2.
-int report_parse(Console& console, const CLI::App& program, const CLI::ParseError& error) {
+int report_parse(Console& console, const CLI::App& program, const CLI::ParseError& error, const char* first) {
   if (error.get_exit_code() == 0) {
     const auto chosen = program.get_subcommands();
     console.write(chosen.empty() ? program.help() : chosen.front()->help());
     return console.finish() ? 0 : kExitFailure;
   }
   const auto chosen = program.get_subcommands();
-  console.error(error.what());
-  console.note(fmt::format("Run '{}{} --help' for the options.", program.get_name(),
+  const bool is_unknown = chosen.empty() && first != nullptr && first[0] != '-';
+  console.error(is_unknown ? fmt::format("no command is named '{}'", first) : std::string(error.what()));
+  console.note(fmt::format("Run '{}{} --help' for what there is.", program.get_name(),
                            chosen.empty() ? "" : " " + chosen.front()->get_name()));
   return kExitUsage;
 }
@@ -67,7 +68,7 @@ int run_program(int argc, char** argv) {
     }
     return kExitUsage;
   } catch (const CLI::ParseError& error) {
-    return report_parse(console, program, error);
+    return report_parse(console, program, error, argc > 1 ? argv[1] : nullptr);
   }
 }
 

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -66,7 +67,8 @@ void drain(int& end, std::string* text) {
 void feed(int& end, const std::string& text, size_t* fed) {
   const ssize_t count = ::write(end, text.data() + *fed, text.size() - *fed);
   if (count > 0) *fed += static_cast<size_t>(count);
-  if (count < 0 || *fed == text.size()) Pipe::close_end(end);
+  const bool is_full = count < 0 && errno == EAGAIN;
+  if ((count < 0 && !is_full) || *fed == text.size()) Pipe::close_end(end);
 }
 
 }  // namespace
@@ -78,6 +80,7 @@ Outcome run_program(const std::vector<std::string>& arguments, const RunOptions&
   const auto begin = Clock::now();
   const auto elapsed = [&] { return std::chrono::duration<double>(Clock::now() - begin).count(); };
   const pid_t child = start(arguments, in, out, err);
+  ::fcntl(in.write_end, F_SETFL, O_NONBLOCK);  // the program may stop reading while it waits for us to read
   Pipe::close_end(in.read_end);
   Pipe::close_end(out.write_end);
   Pipe::close_end(err.write_end);
