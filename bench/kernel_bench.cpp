@@ -180,6 +180,37 @@ void measure_bf16(Bench& bench, const KernelTable& table, int64_t n, int64_t k) 
   }
 }
 
+// One token against `context` keys: 32 query heads, 4 KV heads of 128, bf16 pages.
+void measure_attention(Bench& bench, const KernelTable& table, int64_t context) {
+  constexpr int64_t kHeads = 32, kKvHeads = 4, kHeadDim = 128, kPage = 64;
+  const int64_t pages = (context + kPage - 1) / kPage;
+  const std::vector<uint16_t> keys(static_cast<size_t>(pages * kPage * kKvHeads * kHeadDim), 0x3c12);
+  const std::vector<float> q(kHeads * kHeadDim, 0.1f);
+  std::vector<float> out(kHeads * kHeadDim);
+  std::vector<int32_t> page_table;
+  for (int64_t i = 0; i < pages; ++i) page_table.push_back(static_cast<int32_t>(i));
+  const auto position = static_cast<int32_t>(context - 1);
+  const int32_t sequence = 0;
+  kernels::Attention p;
+  p.num_tokens = 1;
+  p.num_heads = kHeads;
+  p.num_kv_heads = kKvHeads;
+  p.head_dim = kHeadDim;
+  p.scale = 0.1f;
+  p.q_stride = kHeads * kHeadDim;
+  p.q = q.data();
+  p.position = &position;
+  p.sequence = &sequence;
+  p.page_table = page_table.data();
+  p.page_table_stride = pages;
+  p.keys = keys.data();
+  p.values = keys.data();
+  p.out = out.data();
+  bench.measure({fmt::format("attention, {} keys", context), 1, 4 * context * kKvHeads * kHeadDim,
+                 4 * context * kHeads * kHeadDim},
+                [&](const KernelContext& where) { table.attention(p, where); });
+}
+
 int run(const Options& options) {
   const auto table = kernels::select_table(options.table);
   if (!table) {
@@ -191,6 +222,12 @@ int run(const Options& options) {
   measure_w4a8(bench, **table, "w13 [1536, 2048] g128", 1536, 2048);
   measure_w4a8(bench, **table, "w2 [2048, 768] g128", 2048, 768);
   measure_bf16(bench, **table, 4096, 2048);
+  for (const int64_t context : {256, 2048}) measure_attention(bench, **table, context);
+  // A model that fits the caches: what is measured is the cost of a call.
+  const Experts small(16, 256, 256, 32);
+  for (const int64_t rows : {1, 4, 16}) {
+    small.measure(bench, **table, "w4a8 exact small [256, 256] g32", rows, kernels::Numerics::kExact);
+  }
   return 0;
 }
 

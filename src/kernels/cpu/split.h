@@ -9,9 +9,10 @@
 
 namespace quadrille::kernels::cpu {
 
-// Costs are counted in vector operations of 16 fp32 lanes, about a third of a nanosecond each.
-// Below kCostOfOnePart a second thread costs more than it brings: it has to leave its spin loop and fetch the operands.
-inline constexpr int64_t kCostOfOnePart = 12000;
+// Costs are counted in vector operations of 16 fp32 lanes, about a fifth of a nanosecond each.
+// A part is worth at least this (6 us): a worker that is woken costs 1 us out of its spin loop and tens of us where it
+// was parked, and run() waits for every worker it woke.
+inline constexpr int64_t kCostOfOnePart = 30000;
 // With more parts than threads a thread that was held up leaves its parts to the others.
 inline constexpr int64_t kPartsPerThread = 4;
 
