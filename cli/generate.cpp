@@ -25,6 +25,11 @@ Error error_of(const engine::Update& update) {
   return Error{ErrorCode::kInvalidData, "the engine ended a request without saying why"};
 }
 
+// Ctrl-C also stops the model in the middle of a step.
+bool was_stopped(const Error& error) {
+  return error.code == ErrorCode::kCancelled && interrupted();
+}
+
 }  // namespace
 
 Result<Answer> generate(engine::Engine& engine, engine::Request request, const TextSink& sink) {
@@ -36,10 +41,15 @@ Result<Answer> generate(engine::Engine& engine, engine::Request request, const T
       engine.cancel(id);
       is_cancelled = true;
     }
-    QD_TRY(const bool stepped, engine.step());
+    const auto stepped = engine.step();
+    if (!stepped && was_stopped(stepped.error())) {
+      answer.finish = FinishReason::kCancelled;
+      return answer;
+    }
+    if (!stepped) return stepped.error();
     QD_TRY(engine::Update update, engine.poll(id));
     if (update.finish == FinishReason::kError) return error_of(update);
-    QD_CHECK(stepped || update.finish != FinishReason::kNone, "the engine is idle, and a request is not finished");
+    QD_CHECK(*stepped || update.finish != FinishReason::kNone, "the engine is idle, and a request is not finished");
     const bool wants_more = !sink || update.text.empty() || is_cancelled || sink(update.text);
     append(&answer, std::move(update));
     if (!wants_more) {
@@ -70,7 +80,8 @@ Status generate_all(engine::Engine& engine, std::vector<engine::Request> request
       running[*id].index = next++;
     }
     if (running.empty()) return {};
-    QD_TRY(const bool stepped, engine.step());
+    const auto stepped = engine.step();
+    if (!stepped) return was_stopped(stepped.error()) ? Status() : Status(stepped.error());
     const size_t running_before = running.size();
     for (auto it = running.begin(); it != running.end();) {
       QD_TRY(engine::Update update, engine.poll(it->first));
@@ -85,7 +96,7 @@ Status generate_all(engine::Engine& engine, std::vector<engine::Request> request
       stopping = stopping || !goes_on;
       it = running.erase(it);
     }
-    QD_CHECK(stepped || running.size() < running_before, "the engine is idle, and requests are not finished");
+    QD_CHECK(*stepped || running.size() < running_before, "the engine is idle, and requests are not finished");
   }
 }
 

@@ -48,7 +48,7 @@ int report(Console& console, const Status& status) {
     console.error(written.error().message);
     return kExitFailure;
   }
-  return interrupted() ? kExitInterrupted : 0;
+  return 0;
 }
 
 }  // namespace
