@@ -19,10 +19,18 @@ class Stopping : public ::testing::Test {
  protected:
   TemporaryFolder folder;
   const std::string model = make_small_model(folder);
-  // As long as the model's positions allow, on the slowest table: minutes when nobody stops it.
+  // As long as the positions allow, on the slowest table: some ten seconds when nobody stops it.
   std::vector<std::string> long_run() const {
-    return {"run", model, "Hello", "--ignore-eos", "--max-tokens", "480", "--kernels", "ref"};
+    const std::string abacus = abacus_path("w4a8");
+    const bool has_abacus = !abacus.empty();
+    return {"run",          has_abacus ? abacus : model,
+            "Hello",        "--ignore-eos",
+            "--max-tokens", has_abacus ? "1900" : "480",
+            "--kernels",    "ref",
+            "--threads",    "1"};
   }
+};
+}
 };
 
 TEST_F(Stopping, CtrlCEndsARunWithWhatItHas) {
@@ -54,7 +62,7 @@ TEST_F(Stopping, AClosedPipeEndsARunQuietly) {
 
 TEST_F(Stopping, EvalReportsWhatItFinished) {
   std::string data;
-  for (int i = 0; i < 400; ++i) data += "{\"question\": \"Q\", \"answer\": \"#### 1\"}\n";
+  for (int i = 0; i < 4000; ++i) data += "{\"question\": \"Q\", \"answer\": \"#### 1\"}\n";
   write_text(folder / "data.jsonl", data);
   RunOptions options;
   options.send_signal = SIGINT;
@@ -66,13 +74,13 @@ TEST_F(Stopping, EvalReportsWhatItFinished) {
   EXPECT_EXIT_CODE(outcome, 130);
   const auto report = read_json(folder / "report.json");
   EXPECT_EQ(report["complete"], false);
-  EXPECT_LT(report["count"].get<int>(), 400);
+  EXPECT_LT(report["count"].get<int>(), 4000);
   EXPECT_THAT(outcome.out, HasSubstr("Stopped early"));
 }
 
 TEST_F(Stopping, LogitsLeaveNoFile) {
   nlohmann::json ids = {{"sequences", nlohmann::json::array()}};
-  for (int i = 0; i < 300; ++i) ids["sequences"].push_back(std::vector<int>(500, 7));
+  for (int i = 0; i < 1000; ++i) ids["sequences"].push_back(std::vector<int>(500, 7));
   write_text(folder / "ids.json", ids.dump());
   RunOptions options;
   options.send_signal = SIGINT;
