@@ -21,25 +21,23 @@ git ls-files '*.h' '*.cpp' | xargs clang-format-16 --dry-run -Werror
 step layers
 python3 tools/check_layers.py
 
-step 'address and undefined behaviour'
-configure build-asan -DCMAKE_BUILD_TYPE=Release -DQD_SANITIZE=address,undefined
+step 'address and undefined behaviour'  # one build serves these tests, tidy and the fuzz targets
+configure build-asan -DCMAKE_BUILD_TYPE=Release -DQD_SANITIZE=address,undefined -DQD_BUILD_FUZZ=ON
 cmake --build build-asan -j "$jobs"
 ASAN_OPTIONS=detect_stack_use_after_return=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
-  tools/run_tests.py build-asan -j "$jobs" --exclude-label slow
+  tools/run_tests.py build-asan -j "$jobs" --exclude-label slow,fuzz
 
-step tidy
-git ls-files 'src/*.cpp' 'cli/*.cpp' | xargs -P "$jobs" -n 4 clang-tidy-16 -p build-asan --quiet 2>build-asan/tidy.log || {
-  tail -n 50 build-asan/tidy.log
-  exit 1
-}
+step fuzz
+tools/fuzz_smoke.sh build-asan 30
 
 step threads
 configure build-tsan -DCMAKE_BUILD_TYPE=Release -DQD_SANITIZE=thread
 cmake --build build-tsan -j "$jobs" --target thread_pool_test engine_test engine_threads_test engine_soak_test
 tools/run_tests.py build-tsan -j "$jobs" -R '^(thread_pool|engine|engine_threads|engine_soak)_test$'
 
-step fuzz
-configure build-fuzz -DCMAKE_BUILD_TYPE=Release -DQD_BUILD_FUZZ=ON -DQD_BUILD_TESTS=OFF
-cmake --build build-fuzz -j "$jobs" --target fuzz_targets
-tools/fuzz_smoke.sh build-fuzz 30
+step tidy
+git ls-files 'src/*.cpp' 'cli/*.cpp' | xargs -P "$jobs" -n 4 clang-tidy-16 -p build-asan --quiet >build-asan/tidy.log 2>&1 || {
+  grep -E 'error:|warning:' build-asan/tidy.log | sort -u | head -n 60
+  exit 1
+}
 step done

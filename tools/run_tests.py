@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the tests of a build folder and counts single cases: passed, failed and skipped, with the reasons for skipping.
 
-usage: run_tests.py BUILD [-j JOBS] [-R REGEX] [--exclude-label LABEL]
+usage: run_tests.py BUILD [-j JOBS] [-R REGEX] [--exclude-label LABEL,LABEL]
 ctest knows the programs; GoogleTest programs report each of their cases. Exit status 1 when one failed or none ran.
 """
 import argparse
@@ -68,7 +68,7 @@ def main():
     options = parser.parse_args()
     tests = [t for t in list_tests(options.build)
              if re.search(options.R, t[0]) and
-             not (options.exclude_label and options.exclude_label in t[2].get("LABELS", []))]
+             not set(options.exclude_label.split(",")) & set(t[2].get("LABELS", []))]
     tests.sort(key=lambda t: -float(t[2].get("COST", 0)))
     passed = failed = 0
     skipped = collections.Counter()

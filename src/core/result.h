@@ -25,7 +25,7 @@ enum class ErrorCode {
 
 const char* error_code_name(ErrorCode code);
 
-struct Error {  // NOLINT(clang-analyzer-core.uninitialized.Assign): the analyzer does not follow std::variant
+struct Error {
   ErrorCode code = ErrorCode::kInvalidArgument;
   std::string message;
 
