@@ -22,15 +22,13 @@ class Stopping : public ::testing::Test {
   // As long as the positions allow, on the slowest table: some ten seconds when nobody stops it.
   std::vector<std::string> long_run() const {
     const std::string abacus = abacus_path("w4a8");
-    const bool has_abacus = !abacus.empty();
-    return {"run",          has_abacus ? abacus : model,
-            "Hello",        "--ignore-eos",
-            "--max-tokens", has_abacus ? "1900" : "480",
-            "--kernels",    "ref",
-            "--threads",    "1"};
+    const std::vector<std::string> what = abacus.empty()
+                                              ? std::vector<std::string>{"run", model, "--max-tokens", "480"}
+                                              : std::vector<std::string>{"run", abacus, "--max-tokens", "1900"};
+    std::vector<std::string> arguments = {"Hello", "--ignore-eos", "--kernels", "ref", "--threads", "1"};
+    arguments.insert(arguments.begin(), what.begin(), what.end());
+    return arguments;
   }
-};
-}
 };
 
 TEST_F(Stopping, CtrlCEndsARunWithWhatItHas) {
