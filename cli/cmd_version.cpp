@@ -51,7 +51,7 @@ Status run_version(Console& console, bool as_json) {
   for (const auto& entry : info["tables"]) {
     const auto name = entry["name"].get<std::string>();
     std::string runs = entry["available"].get<bool>() ? "yes" : "no: " + entry["reason"].get<std::string>();
-    if (name == info["default_table"]) runs += ", default";
+    if (name == info["default_table"].get<std::string>()) runs += ", default";
     table.add_row({name, std::move(runs), entry["description"].get<std::string>()});
   }
   console.write(table.text());
