@@ -83,6 +83,7 @@ TextSink stream_to(Console& console, bool enabled) {
 Status print_json(Console& console, const RunOptions& options, const LoadedModel& loaded, const Answer& answer,
                   const engine::EngineMetrics& metrics, int64_t prompt_tokens) {
   std::vector<int32_t> ids;
+  ids.reserve(answer.tokens.size());
   for (const engine::TokenOutput& token : answer.tokens) ids.push_back(token.id);
   const nlohmann::json json = {{"text", answer.text},
                                {"ids", ids},

@@ -89,6 +89,7 @@ Result<std::vector<AnswerRecord>> answer_all(Console& console, const EvalOptions
     return true;
   }));
   std::vector<AnswerRecord> sorted;
+  sorted.reserve(records.size());
   for (auto& [index, record] : records) sorted.push_back(std::move(record));
   return sorted;
 }
