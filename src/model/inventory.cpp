@@ -10,7 +10,6 @@ namespace quadrille::model {
 namespace {
 
 using formats::DType;
-using formats::QuantizationKind;
 using formats::TensorView;
 using formats::WeightFormat;
 
