@@ -2,6 +2,7 @@
 // Writes through the descriptors, so that a closed pipe and a full disk are seen where they happen.
 #include "cli/console.h"
 
+#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -24,10 +25,22 @@ int write_all(int descriptor, std::string_view text) {
   return 0;
 }
 
+// A descriptor 0..2 that the caller closed would go to the next file that is opened, and our text into that file.
+void reserve_standard_descriptors() {
+  int descriptor = 0;
+  do {
+    descriptor = ::open("/dev/null", O_RDWR);
+  } while (descriptor >= 0 && descriptor <= STDERR_FILENO);
+  if (descriptor >= 0) ::close(descriptor);
+}
+
 }  // namespace
 
-Console::Console()
-    : stdout_is_terminal_(::isatty(STDOUT_FILENO) == 1), stderr_is_terminal_(::isatty(STDERR_FILENO) == 1) {}
+Console::Console() {
+  reserve_standard_descriptors();
+  stdout_is_terminal_ = ::isatty(STDOUT_FILENO) == 1;
+  stderr_is_terminal_ = ::isatty(STDERR_FILENO) == 1;
+}
 
 void Console::write(std::string_view text) {
   if (closed_ || write_errno_ != 0) return;

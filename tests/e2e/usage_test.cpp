@@ -133,6 +133,18 @@ TEST(Usage, AFullDiskIsAnError) {
   EXPECT_EQ(WEXITSTATUS(status), 1);
 }
 
+TEST(Usage, AClosedStdoutDoesNotReachAFile) {
+  TemporaryFolder folder;
+  const std::string model = make_small_model(folder);
+  write_text(folder / "ids.json", "{\"sequences\": [[1, 2]]}");
+  const std::string out = folder / "out.safetensors";
+  const std::string logits =
+      std::string(QD_PROGRAM) + " logits " + model + " --ids " + (folder / "ids.json") + " --out ";
+  ASSERT_EQ(std::system((logits + out + " > /dev/null").c_str()), 0);
+  ASSERT_EQ(std::system((logits + out + ".2 >&-").c_str()), 0);
+  EXPECT_EQ(read_text(out + ".2"), read_text(out));
+}
+
 TEST(Usage, AClosedPipeIsNoCrash) {
   RunOptions options;
   options.close_stdout = true;
