@@ -17,7 +17,7 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   add_compile_options(-Wno-psabi)
 endif()
 if(QD_SANITIZE)
-  # -O1: instrumented -O2 doubles the compile time of the gate; units of an instruction set keep their own -O3.
+  # -O1: instrumented -O2 doubles the compile time of the gate.
   set(CMAKE_CXX_FLAGS_RELEASE "-O1 -gline-tables-only -DNDEBUG")
   add_compile_options(-fsanitize=${QD_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${QD_SANITIZE})
