@@ -12,10 +12,14 @@ endif()
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1 -DNDEBUG")
 
 # No contraction anywhere: an fma is where it is written (reference: docs/numerics.md section 1).
-add_compile_options(-ffp-contract=off -Wall -Wextra -Wshadow -Wno-unknown-pragmas -fno-math-errno)
+set(host_flags -ffp-contract=off -Wall -Wextra -Wshadow -Wno-unknown-pragmas -fno-math-errno)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  add_compile_options(-Wno-psabi)
+  list(APPEND host_flags -Wno-psabi)
 endif()
+foreach(flag ${host_flags})
+  add_compile_options($<$<NOT:$<COMPILE_LANGUAGE:CUDA>>:${flag}>)
+endforeach()
+add_compile_options($<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-ffp-contract=off,-Wall,-fno-math-errno>)
 if(QD_SANITIZE)
   # -O1: instrumented -O2 doubles the compile time of the gate.
   set(CMAKE_CXX_FLAGS_RELEASE "-O1 -gline-tables-only -DNDEBUG")

@@ -8,14 +8,11 @@
 
 #include "core/result.h"
 #include "core/thread_pool.h"
+#include "kernels/api/problems.h"
 
 namespace quadrille::moe {
 
-enum class Scoring {
-  kSoftmaxBeforeTopK,  // softmax over all experts, then the best (Mixtral, Qwen, OLMoE, DeepSeek-V2)
-  kSoftmaxAfterTopK,   // the best logits, then softmax over those
-  kSigmoid,            // each logit for itself (DeepSeek-V3, GLM)
-};
+using kernels::Scoring;
 
 struct RouterRule {
   Scoring scoring = Scoring::kSoftmaxBeforeTopK;

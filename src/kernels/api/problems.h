@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "numerics/activation.h"
+
 namespace quadrille::kernels {
 
 // The named arithmetics of a W4A8 layer (docs/numerics.md section 3).
@@ -13,6 +15,13 @@ enum class Numerics { kExact, kVllm };
 
 // Where intermediate values are rounded (docs/numerics.md section 4): to bf16, or nowhere.
 enum class Rounding { kBf16, kF32 };
+
+// How a router scores its experts.
+enum class Scoring : int32_t {
+  kSoftmaxBeforeTopK,  // softmax over all experts, then the best (Mixtral, Qwen, OLMoE, DeepSeek-V2)
+  kSoftmaxAfterTopK,   // the best logits, then softmax over those
+  kSigmoid,            // each logit for itself (DeepSeek-V3, GLM)
+};
 
 // Rows of a grouped product: rows [offsets[e], offsets[e+1]) belong to expert e. A plain linear layer has one expert.
 struct GroupedRows {
@@ -66,7 +75,8 @@ struct QuantizeRows {
   float* act_scale = nullptr;  // [num_rows]
 };
 
-enum class Activation { kSilu };
+using numerics::Activation;
+using numerics::ActivationRule;
 
 // h = act(gate) * up with the rounding points of section 4 (they differ between exact and vllm).
 struct GatedActivation {

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of a device backend. Functions enqueue on the given stream and nowhere else, never allocate, never
+// synchronise, never read back; they may be captured into a graph. A refused launch throws (a bug of ours or a broken
+// device); whoever calls has checked shapes.
+#pragma once
+
+#include <span>
+
+#include "core/result.h"
+#include "device/handles.h"
+#include "kernels/api/device_problems.h"
+
+namespace quadrille::kernels {
+
+struct DeviceTable {
+  const char* name;  // "cuda"
+
+  void (*prepare_w4)(const DevicePrepareW4&, device::Stream);
+  void (*plan_routes)(const PlanRoutes&, device::Stream);
+  void (*plan_masked)(const PlanMasked&, device::Stream);
+  void (*router_logits)(const DeviceRouterLogits&, device::Stream);
+  void (*route_tokens)(const DeviceRouteTokens&, device::Stream);
+  void (*quantize_tokens)(const QuantizeTokens&, device::Stream);
+  void (*quantize_listed)(const QuantizeListed&, device::Stream);
+  void (*w4a8_gemm)(const DeviceW4A8Gemm&, device::Stream);
+  void (*combine)(const DeviceCombine&, device::Stream);
+
+  // The closed list of compiled tiles, and the choice for `num_rows` rows over `num_experts` experts.
+  std::span<const GemmConfig> (*w4a8_configs)();
+  int32_t (*choose_w4a8)(int64_t n, int64_t k, int64_t num_experts, int64_t num_rows, Numerics numerics,
+                         int64_t group_size);
+};
+
+// The table of this build; kUnsupported with the reason in a build without CUDA. Says nothing about the machine:
+// device::available() does.
+Result<const DeviceTable*> device_table();
+
+}  // namespace quadrille::kernels

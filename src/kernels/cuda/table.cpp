@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table `cuda`.
+#include "kernels/api/device_table.h"
+#include "kernels/cuda/kernels.h"
+
+namespace quadrille::kernels {
+namespace {
+
+const DeviceTable kCudaTable = {
+    .name = "cuda",
+    .prepare_w4 = cuda::prepare_w4,
+    .plan_routes = cuda::plan_routes,
+    .plan_masked = cuda::plan_masked,
+    .router_logits = cuda::router_logits,
+    .route_tokens = cuda::route_tokens,
+    .quantize_tokens = cuda::quantize_tokens,
+    .quantize_listed = cuda::quantize_listed,
+    .w4a8_gemm = cuda::w4a8_gemm,
+    .combine = cuda::combine,
+    .w4a8_configs = cuda::w4a8_configs,
+    .choose_w4a8 = cuda::choose_w4a8,
+};
+
+}  // namespace
+
+Result<const DeviceTable*> device_table() {
+  return &kCudaTable;
+}
+
+}  // namespace quadrille::kernels
