@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checkpoint matrices -> the Hopper layout on a device, on streams that the caller hands in. From device memory
+// directly; from host memory through a staging ring of two experts, copies on one stream and preparation on another,
+// ordered by events. No device or stream is synchronised and nothing is read back. Called by loaders and by src/api.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/result.h"
+#include "device/device.h"
+#include "device/order.h"
+#include "kernels/api/device_table.h"
+
+namespace quadrille::prepare {
+
+// One expert's matrix: gate and up (interleaved by the preparation), or one part alone.
+struct DeviceW4Expert {
+  const void* codes[2] = {};   // [part_n, k/8] I32, or [part_n, k] I8
+  const void* scales[2] = {};  // [part_n, groups] bf16
+  const void* bias[2] = {};    // [part_n] fp32 or null (all experts or none)
+};
+
+struct DeviceW4Source {
+  kernels::W4Source source = kernels::W4Source::kUint4b8;
+  kernels::Numerics numerics = kernels::Numerics::kExact;
+  int64_t part_n = 0;  // rows of a part, a multiple of 8
+  int32_t num_parts = 1;
+  int64_t k = 0;
+  int64_t group_size = 0;
+  std::span<const DeviceW4Expert> experts;
+  bool on_host = false;  // pointers are host memory (page-locked: copies overlap), else device memory
+};
+
+// Where the prepared stack lies. sizes(): what to allocate.
+struct DeviceW4Sizes {
+  int64_t expert_stride = 0;  // bytes of one expert, a multiple of 128
+  size_t weight_bytes = 0;
+  size_t channel_scale_bytes = 0;  // 0 for exact
+  size_t bias_bytes = 0;           // 0 without bias
+  size_t staging_bytes = 0;        // of two experts; 0 where the sources are on the device
+};
+struct DeviceW4Destination {
+  uint8_t* weights = nullptr;
+  float* channel_scale = nullptr;
+  float* bias = nullptr;
+};
+
+// Errors: kUnsupported and kInvalidArgument with rule, numbers and legal values.
+Result<DeviceW4Sizes> device_w4_sizes(const DeviceW4Source& source);
+
+// Streams and events of a preparation. `copy` and the events are used for host sources only. `done` is recorded on
+// `prepare` at the end: whoever reads the weights enters it (HandOver::kWeightsPrepared).
+struct PrepareStreams {
+  device::Stream prepare, copy;
+  device::Event source_copied[2], staging_free[2], staging_ready, done;
+};
+
+// Enqueues everything and returns. `staging`: device memory of staging_bytes, free again when `done` has passed.
+// `status`: device word of kernels::StatusBit (kStatusBadScale, kStatusBadCode), read by the caller when it likes.
+Status prepare_on_device(const kernels::DeviceTable& table, const DeviceW4Source& source,
+                         const DeviceW4Destination& destination, void* staging, const PrepareStreams& streams,
+                         uint32_t* status);
+
+}  // namespace quadrille::prepare
