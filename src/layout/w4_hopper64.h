@@ -58,6 +58,10 @@ struct W4Hopper64 {
     const int word = c / 64 * 512 + thread * 4 + c % 64 / 32 * 2 + c % 32 / 16;
     return {record_offset(row / kRecordRows, column / kRecordK) / 4 + word, r % 16 / 8, c % 4};
   }
+  // Row and column inside a record of the first code (half 0, b 0) of 16-byte piece 0..255; word j of the piece lies 16
+  // j columns further, half 1 eight rows below.
+  QD_HD static constexpr int piece_row(int piece) { return piece % 128 / 32 * 16 + piece % 32 / 4; }
+  QD_HD static constexpr int piece_column(int piece) { return piece / 128 * 64 + piece % 4 * 4; }
   // The reverse, for a word inside the codes of its record. A row of n or more, or a column of k or more, is padding.
   QD_HD constexpr RowColumn code_at(const HopperCodePlace& place) const {
     const int64_t record = place.word * 4 / record_bytes();
@@ -67,13 +71,20 @@ struct W4Hopper64 {
     const int c = word / 512 * 64 + word % 4 / 2 * 32 + word % 2 * 16 + thread % 4 * 4 + place.b;
     return {record / k_records() * kRecordRows + r, record % k_records() * kRecordK + c};
   }
-  // Byte of the scale of (row, group of the record): pairs (row r0, row r0 + 8) side by side.
+  // Place of the scale of (row of the record, group of the record) among the record's scales: pairs (row r0, row r0 +
+  // 8) side by side.
+  QD_HD static constexpr int scale_index(int row, int group) {
+    const int pair = row / 16 * 8 + row % 8;
+    return (group * (kRecordRows / 2) + pair) * 2 + row % 16 / 8;
+  }
+  // Byte of the scale of (row, group of the record).
   QD_HD constexpr int64_t scale_offset(int64_t row, int64_t record, int group) const {
-    const int r = static_cast<int>(row % kRecordRows);
-    const int pair = r / 16 * 8 + r % 8;
-    const int size = vllm ? 1 : 2;
     return record_offset(row / kRecordRows, record) + kRecordCodeBytes +
-           ((group * (kRecordRows / 2) + pair) * 2 + r % 16 / 8) * size;
+           scale_index(static_cast<int>(row % kRecordRows), group) * (vllm ? 1 : 2);
+  }
+  // Scale of the source row that a group of a record takes: one scale a channel is repeated in every record.
+  QD_HD constexpr int64_t source_group(int64_t record, int group) const {
+    return group_size == 0 ? 0 : record * groups_per_record() + group;
   }
 };
 

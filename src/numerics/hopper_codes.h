@@ -53,6 +53,26 @@ QD_HD constexpr uint32_t pack_vllm_word(const int8_t* q0, const int8_t* q1) {
   return word;
 }
 
+// Both packings from two's complement nibbles: the low 16 bits of `x0` are four codes of row r0, of `x1` those of row
+// r0 + 8, k ascending from bit 0.
+QD_HD constexpr uint32_t spread_nibbles(uint32_t x) {
+  x = (x | x << 8) & 0x00ff00ffu;
+  return (x | x << 4) & 0x0f0f0f0fu;
+}
+QD_HD constexpr uint32_t exact_half_of_int4(uint32_t x) {
+  const uint32_t spread = spread_nibbles(x & 0xffffu);
+  const uint32_t sign = spread & 0x08080808u;
+  // -q - 1 of a negative q is its complement: the low three bits are flipped by 7 = 8 - 1 where the sign is set.
+  return sign << 4 | ((spread ^ (sign - (sign >> 3))) & 0x07070707u);
+}
+QD_HD constexpr uint32_t pack_exact_int4(uint32_t x0, uint32_t x1) {
+  return exact_half_of_int4(x0) | rotate_left(exact_half_of_int4(x1), 28);
+}
+QD_HD constexpr uint32_t pack_vllm_int4(uint32_t x0, uint32_t x1) {
+  const uint32_t index = (x0 & 0x7777u) | (x1 & 0x7777u) << 16;
+  return index | spread_nibbles(x0 & 0x8888u) << 4 | spread_nibbles(x1 & 0x8888u);
+}
+
 // The reverse of both packings: q0[4], q1[4].
 QD_HD constexpr void unpack_exact_word(uint32_t word, int8_t* q0, int8_t* q1) {
   for (int b = 0; b < 4; ++b) {

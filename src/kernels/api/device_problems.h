@@ -194,12 +194,6 @@ struct DeviceW4A8Gemm {
 
 // --- Preparation -----------------------------------------------------------------------------------------------------
 
-enum class W4Source : int32_t {
-  kUint4b8,  // [n, k/8] I32 words, nibble = q + 8, lowest nibble = lowest k
-  kInt4,     // [n, k/8] I32 words, two's complement nibbles
-  kInt8,     // [n, k] I8, -8..7
-};
-
 inline constexpr int kMaxPrepareExperts = 64;
 
 // Up to 64 experts' matrices -> layout/w4_hopper64.h (and channel scales) in one launch. Two parts (gate, up) of
@@ -217,6 +211,9 @@ struct DevicePrepareW4 {
   uint8_t* weights = nullptr;                      // out: first expert of the launch
   int64_t expert_stride = 0;
   float* channel_scale = nullptr;  // vllm: out [num_experts, padded_n], 0 behind n
+  // Per expert and part [part_n] fp32, aligned to 4 bytes; read where prepared_bias is set.
+  const void* bias[kMaxPrepareExperts][2] = {};
+  float* prepared_bias = nullptr;  // out [num_experts, padded_n] in the order of the prepared rows, 0 behind n; or null
   uint32_t* status = nullptr;      // [1] StatusBit
 };
 
