@@ -27,6 +27,12 @@ if(QD_SANITIZE)
   add_link_options(-fsanitize=${QD_SANITIZE})
 endif()
 
+# For programs that travel to machines without the shared library of fmt.
+option(QD_STATIC_FMT "Compile fmt into the library and the program" OFF)
+if(QD_STATIC_FMT)
+  add_compile_definitions(FMT_HEADER_ONLY=1)
+endif()
+
 find_package(Threads REQUIRED)
 include_directories(${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
 
@@ -35,6 +41,21 @@ function(qd_library name)
   cmake_parse_arguments(arg "" "" "SOURCES;LIBS" ${ARGN})
   add_library(${name} STATIC ${arg_SOURCES})
   target_link_libraries(${name} PUBLIC ${arg_LIBS})
+endfunction()
+
+# The same, and NAME_stepped beside it: compiled with the hooks of the step harness (src/device/order.h), built only
+# where a test links it. Its LIBS that have a stepped form are taken in that form.
+function(qd_stepped_library name)
+  cmake_parse_arguments(arg "" "" "SOURCES;LIBS" ${ARGN})
+  qd_library(${name} SOURCES ${arg_SOURCES} LIBS ${arg_LIBS})
+  add_library(${name}_stepped STATIC EXCLUDE_FROM_ALL ${arg_SOURCES})
+  target_compile_definitions(${name}_stepped PUBLIC QD_STEP_HARNESS)
+  foreach(lib ${arg_LIBS})
+    if(TARGET ${lib}_stepped)
+      set(lib ${lib}_stepped)
+    endif()
+    target_link_libraries(${name}_stepped PUBLIC ${lib})
+  endforeach()
 endfunction()
 
 # qd_test(NAME SOURCES a_test.cpp ... LIBS ... [TIMEOUT s] [LABELS l]): one GoogleTest program, one ctest entry.

@@ -32,6 +32,8 @@ Result<int> count();
 Result<Properties> properties(int ordinal);
 // The rule of available() on given properties, so that tests can ask about machines that they do not have.
 Status check_properties(const Properties& properties);
+// Ok for a stream of one's own: the default streams (null, and CUDA's two special handles) are refused.
+Status check_stream(Stream stream);
 // The calling thread's GPU from here on.
 Status use(int ordinal);
 
@@ -100,6 +102,8 @@ class Buffer {
     return static_cast<T*>(memory_);
   }
   size_t size_bytes() const { return bytes_; }
+  // Releases in the order of this stream instead: one that comes after the last use.
+  void release_on(Stream stream) { stream_ = stream; }
 
  private:
   Allocator allocator_;

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// Device memory from the stream-ordered pool, page-locked host memory, and copies that are ordered by a stream.
+#include "device/cuda_status.h"
+
+namespace quadrille::device {
+namespace {
+
+// The pool keeps what was released: giving it back to the system would synchronise the device.
+Status keep_released_memory() {
+  int ordinal = 0;
+  QD_TRY_STATUS(cuda_status(cudaGetDevice(&ordinal), "asking for the thread's GPU"));
+  cudaMemPool_t pool = nullptr;
+  QD_TRY_STATUS(cuda_status(cudaDeviceGetDefaultMemPool(&pool, ordinal), "asking for the memory pool"));
+  uint64_t threshold = UINT64_MAX;
+  return cuda_status(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold),
+                     "setting up the memory pool");
+}
+
+void* allocate_from_pool(void*, size_t bytes, Stream stream) {
+  if (!keep_released_memory()) return nullptr;
+  void* memory = nullptr;
+  if (!cuda_status(cudaMallocAsync(&memory, bytes, native(stream)), "taking device memory")) return nullptr;
+  return memory;
+}
+void release_to_pool(void*, void* memory, size_t, Stream stream) {
+  (void)cuda_status(cudaFreeAsync(memory, native(stream)), "releasing device memory");
+}
+
+Error out_of_memory(size_t bytes) {
+  size_t free_bytes = 0, total = 0;
+  if (!cuda_status(cudaMemGetInfo(&free_bytes, &total), "asking for the GPU's memory")) free_bytes = total = 0;
+  return make_error(ErrorCode::kCapacity, "asked for {} bytes of device memory, {} of {} are free: use a smaller batch",
+                    bytes, free_bytes, total);
+}
+
+Status copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, Stream stream) {
+  QD_TRY_STATUS(check_stream(stream));
+  if (bytes == 0) return {};
+  if (to == nullptr || from == nullptr) {
+    return make_error(ErrorCode::kInvalidArgument, "a copy of {} bytes from or to a null pointer", bytes);
+  }
+  return cuda_status(cudaMemcpyAsync(to, from, bytes, kind, native(stream)), "copying");
+}
+
+}  // namespace
+
+Allocator default_allocator() {
+  return {nullptr, allocate_from_pool, release_to_pool};
+}
+
+Result<Buffer> Buffer::allocate(size_t bytes, Stream stream, const Allocator& allocator) {
+  QD_TRY_STATUS(check_stream(stream));
+  if (allocator.allocate == nullptr || allocator.release == nullptr) {
+    return make_error(ErrorCode::kInvalidArgument, "an allocator needs both functions, found a null pointer");
+  }
+  Buffer buffer;
+  if (bytes == 0) return buffer;
+  void* memory = allocator.allocate(allocator.context, bytes, stream);
+  if (memory == nullptr) return out_of_memory(bytes);
+  buffer.allocator_ = allocator;
+  buffer.memory_ = memory;
+  buffer.bytes_ = bytes;
+  buffer.stream_ = stream;
+  if (reinterpret_cast<uintptr_t>(memory) % 256 != 0) {
+    return make_error(ErrorCode::kInvalidArgument, "the allocator gave memory that is not aligned to 256 bytes");
+  }
+  return buffer;
+}
+
+Result<PinnedBuffer> PinnedBuffer::allocate(size_t bytes) {
+  PinnedBuffer buffer;
+  if (bytes == 0) return buffer;
+  QD_TRY_STATUS(cuda_status(cudaHostAlloc(&buffer.memory_, bytes, cudaHostAllocDefault), "locking host memory"));
+  buffer.bytes_ = bytes;
+  return buffer;
+}
+PinnedBuffer::~PinnedBuffer() {
+  if (memory_ != nullptr) (void)cudaFreeHost(memory_);
+}
+
+Status copy_to_device(void* device, const void* host, size_t bytes, Stream stream) {
+  return copy(device, host, bytes, cudaMemcpyHostToDevice, stream);
+}
+Status copy_to_host(void* host, const void* device, size_t bytes, Stream stream) {
+  return copy(host, device, bytes, cudaMemcpyDeviceToHost, stream);
+}
+Status copy_on_device(void* to, const void* from, size_t bytes, Stream stream) {
+  return copy(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
+}
+Status fill(void* device, uint8_t byte, size_t bytes, Stream stream) {
+  QD_TRY_STATUS(check_stream(stream));
+  if (bytes == 0) return {};
+  if (device == nullptr) return make_error(ErrorCode::kInvalidArgument, "filling {} bytes at a null pointer", bytes);
+  return cuda_status(cudaMemsetAsync(device, byte, bytes, native(stream)), "filling device memory");
+}
+
+}  // namespace quadrille::device
