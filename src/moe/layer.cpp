@@ -2,6 +2,8 @@
 // The steps of the MoE layer in their order; each step is a function of the kernel table.
 #include "moe/layer.h"
 
+#include <cmath>
+
 #include "core/check.h"
 #include "numerics/elementwise.h"
 #include "numerics/silu.h"
@@ -38,31 +40,19 @@ class Watch {
   bool rounds_;
 };
 
-void activate(const GatedMlp& mlp, const float* gate_up, int64_t num_rows, const Execution& execution, float* out) {
-  if (num_rows == 0) return;
-  kernels::GatedActivation problem;
-  problem.activation = mlp.activation;
-  problem.numerics = execution.numerics;
-  problem.rounding = execution.rounding;
-  problem.num_rows = num_rows;
-  problem.width = mlp.width;
-  problem.gate_up = gate_up;
-  problem.out = out;
-  execution.table->gated_activation(problem, execution.kernels);
-}
-
 // GEMM1, activation, GEMM2 over grouped rows: out [slots, hidden].
 void run_grouped(const GatedMlp& mlp, LinearInput* input, const kernels::GroupedRows& rows, const Execution& execution,
                  const Watch& watch, float* out) {
   Arena* scratch = execution.kernels.scratch;
   const int64_t num_slots = rows.offsets[rows.num_experts];
-  float* gate_up = scratch->take<float>(num_slots * 2 * mlp.width);
+  const int64_t columns = linear_n(mlp.gate_up);
+  float* gate_up = scratch->take<float>(num_slots * columns);
   apply_linear(mlp.gate_up, input, rows, OutputRounding::kNone, execution, gate_up);
   // `vllm` rounds gate and up to bf16 (the activation does it); `exact` keeps them in fp32.
-  watch.values("gemm1_out", gate_up, num_slots, 2 * mlp.width, execution.numerics == kernels::Numerics::kVllm);
+  watch.values("gemm1_out", gate_up, num_slots, columns, execution.numerics == kernels::Numerics::kVllm);
 
   float* hidden = scratch->take<float>(num_slots * mlp.width);
-  activate(mlp, gate_up, num_slots, execution, hidden);
+  apply_activation(mlp.activation, gate_up, num_slots, mlp.width, execution, hidden);
   watch.values("act", hidden, num_slots, mlp.width, true);
 
   LinearInput second(hidden, num_slots, mlp.width);
@@ -117,20 +107,27 @@ Status check_linear(const Linear& linear, const char* name, int64_t n, int64_t k
   return {};
 }
 
-Status check_mlp_of(const GatedMlp& mlp, int64_t num_experts) {
-  QD_TRY_STATUS(check_linear(mlp.gate_up, "gate_up", 2 * mlp.width, mlp.hidden, num_experts));
-  return check_linear(mlp.down, "down", mlp.hidden, mlp.width, num_experts);
-}
-
 }  // namespace
 
-Status check_mlp(const GatedMlp& mlp) {
-  return check_mlp_of(mlp, 1);
+Status check_activation(const kernels::ActivationRule& rule) {
+  if (rule.kind != kernels::Activation::kClampedSwiglu) return {};
+  if (rule.limit > 0 && std::isfinite(rule.alpha) && std::isfinite(rule.up_offset)) return {};
+  return make_error(ErrorCode::kInvalidArgument,
+                    "clamped SwiGLU: found alpha {}, limit {}, offset {}; legal are a limit above 0 (infinity: none) "
+                    "and a finite alpha and offset",
+                    rule.alpha, rule.limit, rule.up_offset);
+}
+
+Status check_mlp(const GatedMlp& mlp, int64_t num_experts) {
+  QD_TRY_STATUS(check_activation(mlp.activation));
+  const int64_t columns = mlp.activation.gated() ? 2 * mlp.width : mlp.width;
+  QD_TRY_STATUS(check_linear(mlp.gate_up, "gate_up", columns, mlp.hidden, num_experts));
+  return check_linear(mlp.down, "down", mlp.hidden, mlp.width, num_experts);
 }
 
 Status check_layer(const MoeLayer& layer) {
   QD_TRY_STATUS(check_router_rule(layer.rule));
-  QD_TRY_STATUS(check_mlp_of(layer.experts, layer.rule.num_experts));
+  QD_TRY_STATUS(check_mlp(layer.experts, layer.rule.num_experts));
   if (!layer.shared) return {};
   if (layer.shared->hidden != layer.experts.hidden) {
     return make_error(ErrorCode::kInvalidArgument, "layer: shared expert of hidden size {}, experts of {}",

@@ -15,11 +15,12 @@
 
 namespace quadrille::moe {
 
-// gate_up has N = 2 * width rows: the gate rows, then the up rows. down has N = hidden, K = width.
+// gate_up has N = 2 * width rows: the gate rows, then the up rows; N = width where the activation is not gated. down
+// has N = hidden, K = width.
 struct GatedMlp {
   int64_t hidden = 0;
   int64_t width = 0;
-  kernels::Activation activation = kernels::Activation::kSilu;
+  kernels::ActivationRule activation;
   Linear gate_up;
   Linear down;
 };
@@ -35,7 +36,9 @@ struct MoeLayer {
 
 // Shapes and group sizes against each other and against the rules of the kernels; call once when a layer is made.
 Status check_layer(const MoeLayer& layer);
-Status check_mlp(const GatedMlp& mlp);
+Status check_mlp(const GatedMlp& mlp, int64_t num_experts = 1);
+// The numbers of a rule: kInvalidArgument for a limit that is not positive, or an alpha or offset that is not finite.
+Status check_activation(const kernels::ActivationRule& rule);
 
 // A stage's tensor, valid during the call. The names are a1, a1_scale, expert_first_token_offset, inv_permuted_idx,
 // permuted_idx, gemm1_out, act, a2, a2_scale, gemm2_out, out (routed experts only; the a's where they are W4A8).

@@ -64,6 +64,20 @@ void apply_linear(const Linear& linear, LinearInput* input, const Execution& exe
   apply_linear(linear, input, {1, offsets, nullptr}, OutputRounding::kAsExecution, execution, out);
 }
 
+void apply_activation(const kernels::ActivationRule& rule, const float* gate_up, int64_t num_rows, int64_t width,
+                      const Execution& execution, float* out) {
+  if (num_rows == 0) return;
+  kernels::GatedActivation problem;
+  problem.activation = rule;
+  problem.numerics = execution.numerics;
+  problem.rounding = execution.rounding;
+  problem.num_rows = num_rows;
+  problem.width = width;
+  problem.gate_up = gate_up;
+  problem.out = out;
+  execution.table->gated_activation(problem, execution.kernels);
+}
+
 void round_values(const Execution& execution, float* x, int64_t count) {
   if (execution.rounding != kernels::Rounding::kBf16) return;
   constexpr int64_t kPerPart = 1 << 14;

@@ -78,6 +78,10 @@ void apply_linear(const Linear& linear, LinearInput* input, const kernels::Group
 // One matrix, every row once: out [input rows, n].
 void apply_linear(const Linear& linear, LinearInput* input, const Execution& execution, float* out);
 
+// out [num_rows, width] = the activation of gate_up [num_rows, 2 * width] ([num_rows, width] where it is not gated).
+void apply_activation(const kernels::ActivationRule& rule, const float* gate_up, int64_t num_rows, int64_t width,
+                      const Execution& execution, float* out);
+
 // x = bf16(x) in round bf16, elementwise; nothing in round f32.
 void round_values(const Execution& execution, float* x, int64_t count);
 

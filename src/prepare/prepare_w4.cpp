@@ -16,6 +16,7 @@ namespace quadrille::prepare {
 namespace {
 
 using kernels::Numerics;
+using kernels::W4Source;
 using layout::kLanes;
 
 // Eight codes of one row as a word of two's complement nibbles, or the column of a code outside -8..7.
@@ -29,7 +30,7 @@ Word load_word(const CanonicalW4& m, int64_t row, int64_t word) {
     const layout::W4Canonical map{m.n, m.k};
     uint32_t packed = 0;
     std::memcpy(&packed, static_cast<const std::byte*>(m.packed) + (row * map.words_per_row() + word) * 4, 4);
-    return {numerics::flip_uint4b8_word(packed), -1};
+    return {m.packed_source == W4Source::kInt4 ? packed : numerics::flip_uint4b8_word(packed), -1};
   }
   int8_t q[8];
   std::memcpy(q, static_cast<const std::byte*>(m.codes) + row * m.k + word * 8, 8);
@@ -59,6 +60,10 @@ Status check_parts(std::span<const CanonicalW4> parts) {
     }
     if ((m.packed == nullptr) == (m.codes == nullptr) || m.scales == nullptr) {
       return make_error(ErrorCode::kInvalidArgument, "a 4-bit matrix needs scales, and either packed words or codes");
+    }
+    if (m.packed != nullptr && m.packed_source == W4Source::kInt8) {
+      return make_error(ErrorCode::kInvalidArgument,
+                        "packed words hold uint4b8 or int4 nibbles; 8-bit codes belong into 'codes', one byte each");
     }
     if (m.k != parts[0].k || g != parts[0].group_size) {
       return make_error(ErrorCode::kInvalidArgument,

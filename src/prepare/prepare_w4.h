@@ -21,9 +21,12 @@ struct CanonicalW4 {
   int64_t k = 0;           // in features, a multiple of 8
   int64_t group_size = 0;  // 32, 64, 128 (the last group of a row may be shorter), 0: one scale a channel
   // Exactly one of the two:
-  const void* packed = nullptr;  // [n, k/8] I32 words, uint4b8 nibbles, lowest nibble = lowest k
+  const void* packed = nullptr;  // [n, k/8] I32 words, nibbles as packed_source says, lowest nibble = lowest k
   const void* codes = nullptr;   // [n, k] I8, -8..7
   const void* scales = nullptr;  // [n, groups] bf16, groups = ceil(k / group_size), or 1
+  kernels::W4Source packed_source = kernels::W4Source::kUint4b8;  // or kInt4; not read where `codes` are given
+
+  kernels::W4Source source() const { return packed == nullptr ? kernels::W4Source::kInt8 : packed_source; }
 };
 
 // One matrix in layout/w4_lanes16.h, with the scales of its numerics.

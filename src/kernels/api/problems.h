@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "core/hostdev.h"
 #include "numerics/activation.h"
 
 namespace quadrille::kernels {
@@ -15,6 +16,13 @@ enum class Numerics { kExact, kVllm };
 
 // Where intermediate values are rounded (docs/numerics.md section 4): to bf16, or nowhere.
 enum class Rounding { kBf16, kF32 };
+
+// How a checkpoint spells 4-bit codes.
+enum class W4Source : int32_t {
+  kUint4b8,  // [n, k/8] I32 words, nibble = q + 8, lowest nibble = lowest k
+  kInt4,     // [n, k/8] I32 words, two's complement nibbles
+  kInt8,     // [n, k] I8, -8..7
+};
 
 // How a router scores its experts.
 enum class Scoring : int32_t {
@@ -39,6 +47,29 @@ struct W4Matrix {
   const float* channel_scale = nullptr;  // vllm: [np] fp32 channel scale (already times 8)
 };
 
+// Activation scales of 1 x 128 blocks (`block` in section 3 of docs/numerics.md): that of expert e, input row r and
+// columns [128 b, 128 b + 128) is data[e * expert_stride + r * row_stride + b * block_stride].
+struct BlockScales {
+  const float* data = nullptr;  // null: one scale a row
+  int64_t expert_stride = 0;
+  int64_t row_stride = 0;
+  int64_t block_stride = 0;
+
+  QD_HD float of(int64_t expert, int64_t row, int64_t block) const {
+    return data[expert * expert_stride + row * row_stride + block * block_stride];
+  }
+};
+inline constexpr int64_t kScaleBlock = 128;  // columns that share a scale
+
+// data [rows, num_blocks].
+QD_HD constexpr BlockScales row_block_scales(const float* data, int64_t num_blocks) {
+  return {data, 0, num_blocks, 1};
+}
+// data [experts, num_blocks, max_m] of the masked layout; input row r of expert e is e * max_m + (its row there).
+QD_HD constexpr BlockScales masked_block_scales(const float* data, int64_t num_blocks, int64_t max_m) {
+  return {data, (num_blocks - 1) * max_m, 1, max_m};
+}
+
 // out[s, :] = W_e * act[source_row[s], :] for every slot s of expert e: section 3 of docs/numerics.md, before any bf16.
 struct W4A8Gemm {
   Numerics numerics = Numerics::kExact;
@@ -48,7 +79,8 @@ struct W4A8Gemm {
   GroupedRows rows;
   const W4Matrix* weights = nullptr;   // [num_experts]
   const uint8_t* act = nullptr;        // [input rows, k] e4m3 codes
-  const float* act_scale = nullptr;    // [input rows]
+  const float* act_scale = nullptr;    // [input rows]; not read where block_scale has data
+  BlockScales block_scale;             // `exact` only
   const float* const* bias = nullptr;  // [num_experts] -> [n] fp32, added in fp32; null: none
   float* out = nullptr;                // [slots, n]
 };
@@ -78,14 +110,15 @@ struct QuantizeRows {
 using numerics::Activation;
 using numerics::ActivationRule;
 
-// h = act(gate) * up with the rounding points of section 4 (they differ between exact and vllm).
+// h = act(gate) * up, or act(x) where the rule is not gated, with the rounding points of section 4 (they differ between
+// exact and vllm).
 struct GatedActivation {
-  Activation activation = Activation::kSilu;
+  ActivationRule activation;
   Numerics numerics = Numerics::kExact;
   Rounding rounding = Rounding::kBf16;
   int64_t num_rows = 0;
   int64_t width = 0;               // I
-  const float* gate_up = nullptr;  // [num_rows, 2 * width] gate columns, then up columns
+  const float* gate_up = nullptr;  // [num_rows, 2 * width] gate columns, then up columns; not gated: [num_rows, width]
   float* out = nullptr;            // [num_rows, width]
 };
 

@@ -8,7 +8,8 @@ namespace {
 
 // Costs per element in sixteenths of a vector operation, from the instruction counts of the bodies.
 constexpr int64_t kQuantizeCost = 20;
-constexpr int64_t kGatedCost = 40;
+constexpr int64_t kSiluCost = 40;
+constexpr int64_t kScalarActivationCost = 16 * kSiluCost;
 constexpr int64_t kNormCost = 8;
 constexpr int64_t kRopeCost = 8;
 
@@ -24,7 +25,8 @@ void drive_quantize_rows(const IsaParts& parts, const QuantizeRows& p, const Ker
 }
 
 void drive_gated_activation(const IsaParts& parts, const GatedActivation& p, const KernelContext& context) {
-  run_ranges(context, p.num_rows, cost(p.width, kGatedCost),
+  const bool scalar = p.activation.kind != Activation::kSilu;
+  run_ranges(context, p.num_rows, cost(p.width, scalar ? kScalarActivationCost : kSiluCost),
              [&](int64_t begin, int64_t end) { parts.gated_activation(p, begin, end); });
 }
 

@@ -4,9 +4,9 @@
 
 #include "kernels/ref/counted.h"
 #include "numerics/act_quant.h"
+#include "numerics/activation.h"
 #include "numerics/elementwise.h"
 #include "numerics/lane_sum.h"
-#include "numerics/silu.h"
 
 namespace quadrille::kernels::ref {
 
@@ -22,17 +22,18 @@ void quantize_rows(const QuantizeRows& p, const KernelContext& context) {
 }
 
 void gated_activation(const GatedActivation& p, const KernelContext& context) {
+  const int64_t columns = p.activation.gated() ? 2 * p.width : p.width;
   for_rows(context, p.num_rows, [&](int64_t row) {
-    const float* gate = p.gate_up + row * 2 * p.width;
-    const float* up = gate + p.width;
+    const float* gate = p.gate_up + row * columns;
+    const float* up = p.activation.gated() ? gate + p.width : gate;
     float* out = p.out + row * p.width;
     for (int64_t i = 0; i < p.width; ++i) {
       if (p.rounding == Rounding::kF32) {
-        out[i] = numerics::gated_silu_f32(gate[i], up[i]);
+        out[i] = numerics::activation_f32(p.activation, gate[i], up[i]);
       } else if (p.numerics == Numerics::kExact) {
-        out[i] = numerics::gated_silu_exact(gate[i], up[i]);
+        out[i] = numerics::activation_exact(p.activation, gate[i], up[i]);
       } else {
-        out[i] = numerics::gated_silu_vllm(gate[i], up[i]);
+        out[i] = numerics::activation_vllm(p.activation, gate[i], up[i]);
       }
     }
   });

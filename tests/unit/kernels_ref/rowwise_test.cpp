@@ -81,7 +81,7 @@ TEST_P(Rowwise, GatedActivation) {
     for (const Rounding rounding : kRoundings) {
       for (const Numerics numerics : {Numerics::kExact, Numerics::kVllm}) {
         std::vector<float> out(static_cast<size_t>(rows * width));
-        table().gated_activation({kernels::Activation::kSilu, numerics, rounding, rows, width, x.data(), out.data()},
+        table().gated_activation({{}, numerics, rounding, rows, width, x.data(), out.data()},
                                  context());
         for (int64_t r = 0; r < rows; ++r) {
           for (int64_t i = 0; i < width; ++i) {

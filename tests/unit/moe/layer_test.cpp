@@ -95,12 +95,12 @@ struct Fixture {
     layer.rule.num_experts = s.experts;
     layer.rule.top_k = s.top_k;
     layer.rule.weight_on_input = s.weight_on_input;
-    layer.experts = {s.hidden, s.width, kernels::Activation::kSilu, gate_up.view(), down.view()};
+    layer.experts = {s.hidden, s.width, {}, gate_up.view(), down.view()};
     if (s.shared_width > 0) {
       shared_gate_up = random_stack(&random, 1, 2 * s.shared_width, s.hidden, s.group, s.quantised);
       shared_down = random_stack(&random, 1, s.hidden, s.shared_width, s.group, s.quantised);
       layer.shared =
-          GatedMlp{s.hidden, s.shared_width, kernels::Activation::kSilu, shared_gate_up.view(), shared_down.view()};
+          GatedMlp{s.hidden, s.shared_width, {}, shared_gate_up.view(), shared_down.view()};
     }
     if (s.shared_gate) {
       std::normal_distribution<float> normal(0.0f, 1.0f / std::sqrt(float(s.hidden)));

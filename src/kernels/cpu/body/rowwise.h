@@ -6,9 +6,9 @@
 #include "kernels/api/problems.h"
 #include "kernels/cpu/body/exp.h"
 #include "numerics/act_quant.h"
+#include "numerics/activation.h"
 #include "numerics/elementwise.h"
 #include "numerics/lane_sum.h"
-#include "numerics/silu.h"
 
 namespace quadrille::kernels::cpu {
 namespace {
@@ -69,8 +69,15 @@ void quantize_rows_share(const QuantizeRows& p, int64_t begin, int64_t end) {
 
 enum class GatedForm { kF32, kExactBf16, kVllmBf16 };
 
+template <GatedForm kForm>
+QD_HD float activate(const numerics::ActivationRule& rule, float gate, float up) {
+  if constexpr (kForm == GatedForm::kF32) return numerics::activation_f32(rule, gate, up);
+  if constexpr (kForm == GatedForm::kExactBf16) return numerics::activation_exact(rule, gate, up);
+  if constexpr (kForm == GatedForm::kVllmBf16) return numerics::activation_vllm(rule, gate, up);
+}
+
 template <class S, GatedForm kForm>
-void gated_row(const float* gate, const float* up, int64_t width, float* out) {
+void silu_row(const float* gate, const float* up, int64_t width, float* out) {
   using F = typename S::F;
   int64_t i = 0;
   for (; i + S::kLanes <= width; i += S::kLanes) {
@@ -83,27 +90,37 @@ void gated_row(const float* gate, const float* up, int64_t width, float* out) {
       S::store(out + i, round_lanes<S, kForm == GatedForm::kExactBf16>(S::mul(silu_lanes<S>(g), u)));
     }
   }
-  for (; i < width; ++i) {
-    if constexpr (kForm == GatedForm::kF32) out[i] = numerics::gated_silu_f32(gate[i], up[i]);
-    if constexpr (kForm == GatedForm::kExactBf16) out[i] = numerics::gated_silu_exact(gate[i], up[i]);
-    if constexpr (kForm == GatedForm::kVllmBf16) out[i] = numerics::gated_silu_vllm(gate[i], up[i]);
+  for (; i < width; ++i) out[i] = activate<kForm>(numerics::ActivationRule{}, gate[i], up[i]);
+}
+
+// The other kinds run the shared functions as they are; no model of the CPU path needs them fast.
+template <GatedForm kForm>
+void activated_row(const numerics::ActivationRule& rule, const float* gate, const float* up, int64_t width,
+                   float* out) {
+  for (int64_t i = 0; i < width; ++i) out[i] = activate<kForm>(rule, gate[i], up[i]);
+}
+
+template <class S, GatedForm kForm>
+void gated_rows(const GatedActivation& p, int64_t begin, int64_t end) {
+  const bool gated = p.activation.gated();
+  const int64_t columns = gated ? 2 * p.width : p.width;
+  for (int64_t row = begin; row < end; ++row) {
+    const float* gate = p.gate_up + row * columns;
+    const float* up = gated ? gate + p.width : gate;
+    float* out = p.out + row * p.width;
+    if (p.activation.kind == Activation::kSilu) {
+      silu_row<S, kForm>(gate, up, p.width, out);
+    } else {
+      activated_row<kForm>(p.activation, gate, up, p.width, out);
+    }
   }
 }
 
 template <class S>
 void gated_activation_share(const GatedActivation& p, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    const float* gate = p.gate_up + row * 2 * p.width;
-    const float* up = gate + p.width;
-    float* out = p.out + row * p.width;
-    if (p.rounding == Rounding::kF32) {
-      gated_row<S, GatedForm::kF32>(gate, up, p.width, out);
-    } else if (p.numerics == Numerics::kExact) {
-      gated_row<S, GatedForm::kExactBf16>(gate, up, p.width, out);
-    } else {
-      gated_row<S, GatedForm::kVllmBf16>(gate, up, p.width, out);
-    }
-  }
+  if (p.rounding == Rounding::kF32) return gated_rows<S, GatedForm::kF32>(p, begin, end);
+  if (p.numerics == Numerics::kExact) return gated_rows<S, GatedForm::kExactBf16>(p, begin, end);
+  gated_rows<S, GatedForm::kVllmBf16>(p, begin, end);
 }
 
 template <class S, bool kToBf16>
