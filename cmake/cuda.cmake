@@ -9,8 +9,12 @@ if(NOT QD_CUDA STREQUAL "OFF" AND NOT QD_SANITIZE)
   if(CMAKE_CUDA_COMPILER)
     set(CMAKE_CUDA_ARCHITECTURES 90a)
     set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
-    # CMake 3.25 does not know the C++20 flag of nvcc 13: it stands in qd_device_options.
+    # CMake 3.25 does not know the C++20 flag of nvcc 13.
+    set(CMAKE_CUDA_STANDARD 17)
     enable_language(CUDA)
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+    set(CMAKE_CUDA_STANDARD 20)
     find_package(CUDAToolkit REQUIRED)
     if(CUDAToolkit_VERSION VERSION_LESS 12.8)
       message(FATAL_ERROR "the CUDA backend needs nvcc 12.8 or newer, found ${CUDAToolkit_VERSION}; -DQD_CUDA=OFF builds without it")
@@ -33,7 +37,7 @@ endfunction()
 # Flags of every unit with device code.
 function(qd_device_options name)
   target_compile_options(${name} PRIVATE
-    "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-fmad=false;-prec-div=true;-prec-sqrt=true;-ftz=false;-Xptxas=-v;--expt-relaxed-constexpr;-lineinfo;-Wno-deprecated-gpu-targets>")
+    "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;-prec-div=true;-prec-sqrt=true;-ftz=false;-Xptxas=-v;--expt-relaxed-constexpr;-lineinfo;-Wno-deprecated-gpu-targets>")
   set_target_properties(${name} PROPERTIES CUDA_SEPARABLE_COMPILATION OFF
     CUDA_COMPILER_LAUNCHER "${Python3_EXECUTABLE};${PROJECT_SOURCE_DIR}/tools/nvcc_gate.py;${QD_CUDA_CACHE}")
 endfunction()

@@ -157,6 +157,7 @@ struct GemmConfig {
   int32_t rows;      // out features of a tile: 64 or 128
   int32_t tokens;    // rows of activations of a tile
   int32_t ctas_per_sm;
+  bool block_scales;  // compiled for 1 x 128 activation scales, too
 };
 
 enum class GemmOutput : int32_t {

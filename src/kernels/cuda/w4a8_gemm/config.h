@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// The closed list of tiles of the grouped W4A8 product, what a kernel is compiled for, and its shared memory as a plan.
+// Weights are the wgmma A operand from registers (64 out features a warpgroup), activations are B: no token padding,
+// one family for decode and prefill. docs/kernels/hopper_w4a8.md has the picture.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/api/device_problems.h"
+#include "layout/w4_hopper64.h"
+
+namespace quadrille::kernels::cuda {
+
+struct TileShape {
+  int warpgroups;   // consumer warpgroups, 64 out features each
+  int tokens;       // N of the wgmma
+  int stages;       // ring of k128 stages
+  int ctas_per_sm;  // what registers and shared memory are cut for
+};
+
+// Small tiles want many independent CTAs a multiprocessor and 48..64 KB of weights in flight together (B1 of the
+// microbenchmarks); the large one wants few bytes from L2 for each operation.
+inline constexpr TileShape kTileShapes[] = {
+    {1, 8, 6, 4}, {1, 16, 6, 4}, {1, 32, 5, 3}, {1, 64, 4, 3}, {2, 128, 5, 1},
+};
+inline constexpr int kNumTiles = sizeof(kTileShapes) / sizeof(kTileShapes[0]);
+
+// What a kernel is compiled for. kBlock: 1 x 128 activation scales.
+enum class Arithmetic { kExact, kVllm, kBlock };
+
+template <int Tile, Arithmetic A, int GroupK>
+struct GemmPlan {
+  static constexpr TileShape kShape = kTileShapes[Tile];
+  static constexpr Arithmetic kArithmetic = A;
+  static constexpr bool kVllm = A == Arithmetic::kVllm;
+  static constexpr int kWarpgroups = kShape.warpgroups;
+  static constexpr int kTokens = kShape.tokens;
+  static constexpr int kStages = kShape.stages;
+  static constexpr int kConsumerThreads = kWarpgroups * 128;
+  // One producer warp; registers move to the consumers in whole warpgroups only (setmaxnreg), hence three idle ones
+  // beside it where a tile needs more than an even share.
+  static constexpr bool kMovesRegisters = kWarpgroups > 1;
+  static constexpr int kThreads = kConsumerThreads + (kMovesRegisters ? 128 : 32);
+  static constexpr int kGroups = 128 / GroupK;  // scale groups of a record
+  static constexpr int kStepsPerGroup = 4 / kGroups;
+  // Several group sums, or 1 x 128 scales, take registers: fewer CTAs a multiprocessor from 16 tokens on.
+  static constexpr bool kWide = (kGroups > 1 && !kVllm) || A == Arithmetic::kBlock;
+  static constexpr int kCtas =
+      kWide && kShape.ctas_per_sm > 1 && kTokens > 8 ? kTokens > 16 ? 2 : 3 : kShape.ctas_per_sm;
+  // Group sums that are in flight at once: as many as the registers of the tile allow.
+  static constexpr int kSets = kVllm ? 1 : kTokens <= 32 ? kGroups : kTokens <= 64 && kGroups > 1 ? 2 : 1;
+
+  static constexpr int kRecordBytes = layout::kRecordCodeBytes + layout::kRecordRows * kGroups * (kVllm ? 1 : 2);
+  static constexpr int kTokenBytes = kTokens * layout::kRecordK;
+  static constexpr int kStageBytes = kTokenBytes + kWarpgroups * kRecordBytes;
+  // Accumulators on their way to the output, [tokens][64 out features] fp32 a warpgroup; rows padded by 4 words, so
+  // that the eight rows and four token pairs of a warp's store fall into 32 banks.
+  static constexpr int kStagingPitch = layout::kRecordRows + 4;
+  static constexpr int kStagingBytes = kTokens * kStagingPitch * 4;
+  static constexpr int kLutBytes = kVllm ? 256 * 16 : 0;
+
+  // Offsets in shared memory. Token tiles come first: 128-byte swizzle needs 1024-byte alignment.
+  static constexpr int kTokensAt = 0;
+  static constexpr int kWeightsAt = kStages * kTokenBytes;
+  static constexpr int kStagingAt = kWeightsAt + kStages * kWarpgroups * kRecordBytes;
+  static constexpr int kLutAt = kStagingAt + kWarpgroups * kStagingBytes;
+  static constexpr int kBarriersAt = kLutAt + kLutBytes;
+  static constexpr int kSharedBytes = kBarriersAt + kStages * 16;
+  // 384 threads at 168 registers: 2 * 128 * 240 + 128 * 24 fit the same file.
+  static __device__ __forceinline__ void take_registers() {
+    if constexpr (kMovesRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+  }
+  static __device__ __forceinline__ void give_registers() {
+    if constexpr (kMovesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+  }
+  static_assert(kSharedBytes + 1024 <= 232448, "more shared memory than a block can have");
+  static_assert((kSharedBytes + 2048) * kCtas <= 233472, "more than the multiprocessor has");
+};
+
+// What the kernel reads besides the tensor map of the activations.
+struct GemmArguments {
+  TileList list;
+  const uint8_t* weights;
+  int64_t expert_stride;
+  const float* channel_scale;
+  const float* bias;
+  const float* act_scale;
+  const float* block_scale;
+  int64_t block_max_m;
+  void* out;
+  int64_t out_pitch;
+  int32_t n;
+  int32_t padded_n;
+  int32_t row_blocks;  // records over n
+  int32_t k_records;   // records over k
+  GemmOutput output;
+  numerics::ActivationRule activation;
+};
+
+}  // namespace quadrille::kernels::cuda
