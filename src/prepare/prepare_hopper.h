@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checkpoint matrices -> layout/w4_hopper64.h on the CPU: the oracle of the device preparation, byte for byte, and the
-// way back. Also exports and imports the tagged file form of a prepared stack.
+// way back.
 #pragma once
 
 #include <cstdint>

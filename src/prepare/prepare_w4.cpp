@@ -5,12 +5,11 @@
 #include <cstring>
 
 #include "core/check.h"
-#include "layout/w4_canonical.h"
 #include "layout/w4_lanes16.h"
 #include "numerics/bf16.h"
 #include "numerics/group_scale.h"
 #include "numerics/int4.h"
-#include "prepare/parts.h"
+#include "prepare/canonical_read.h"
 
 namespace quadrille::prepare {
 namespace {
@@ -19,34 +18,61 @@ using kernels::Numerics;
 using kernels::W4Source;
 using layout::kLanes;
 
-// Eight codes of one row as a word of two's complement nibbles, or the column of a code outside -8..7.
-struct Word {
-  uint32_t value = 0;
-  int64_t bad_column = -1;
-};
-
-Word load_word(const CanonicalW4& m, int64_t row, int64_t word) {
-  if (m.packed != nullptr) {
-    const layout::W4Canonical map{m.n, m.k};
-    uint32_t packed = 0;
-    std::memcpy(&packed, static_cast<const std::byte*>(m.packed) + (row * map.words_per_row() + word) * 4, 4);
-    return {m.packed_source == W4Source::kInt4 ? packed : numerics::flip_uint4b8_word(packed), -1};
+// The words of one row, spread over every 16th place from `destination` on.
+Status fill_row(std::span<const CanonicalW4> parts, const PartRow& place, uint32_t* destination) {
+  const CanonicalW4& m = parts[place.part];
+  const int64_t words = m.k / 8;
+  for (int64_t w = 0; w < words; ++w) {
+    const CanonicalWord word = load_word(m, place.row, w);
+    if (word.bad_column >= 0) return bad_code(parts.size(), place, word.bad_column);
+    destination[w * kLanes] = word.value;
   }
-  int8_t q[8];
-  std::memcpy(q, static_cast<const std::byte*>(m.codes) + row * m.k + word * 8, 8);
-  for (int j = 0; j < 8; ++j) {
-    if (q[j] < -8 || q[j] > 7) return {0, word * 8 + j};
-  }
-  return {numerics::pack_int4(q), -1};
+  return {};
 }
 
-uint16_t load_scale(const CanonicalW4& m, int64_t index) {
-  uint16_t scale = 0;
-  std::memcpy(&scale, static_cast<const std::byte*>(m.scales) + index * 2, 2);
-  return scale;
+Status fill_codes(std::span<const CanonicalW4> parts, int64_t block, PreparedW4& out) {
+  const layout::W4Lanes16 map{out.n, out.k};
+  uint32_t* destination = out.codes.data() + map.word_index(block * kLanes, 0);
+  std::memset(destination, 0, static_cast<size_t>(map.words_per_lane() * kLanes) * 4);
+  for (int64_t lane = 0; lane < kLanes && block * kLanes + lane < out.n; ++lane) {
+    QD_TRY_STATUS(fill_row(parts, part_row(parts, block * kLanes + lane), destination + lane));
+  }
+  return {};
 }
 
-Status check_parts(std::span<const CanonicalW4> parts) {
+// The scales of one row: checked, then stored as they are (exact) or split (vllm).
+Status fill_scales(std::span<const CanonicalW4> parts, int64_t row, PreparedW4& out) {
+  const int64_t groups = layout::num_groups(out.k, out.group_size);
+  const layout::ScaleLanes16 map{out.n, groups};
+  const PartRow place = part_row(parts, row);
+  float absmax = 0.0f;
+  for (int64_t g = 0; g < groups; ++g) {
+    const uint16_t scale = load_scale(parts[place.part], place.row * groups + g);
+    if (!is_finite_bf16(scale)) return bad_scale(parts.size(), place, g, scale);
+    absmax = numerics::absmax_step(absmax, numerics::bf16_to_f32(scale));
+    if (out.numerics == Numerics::kExact) out.scale_bf16[map.offset(row, g)] = scale;
+  }
+  if (out.numerics == Numerics::kExact) return {};
+  const float channel = numerics::channel_scale_of_absmax(absmax);
+  out.channel_scale[row] = numerics::channel_scale8(channel);
+  for (int64_t g = 0; g < groups; ++g) {
+    const float scale = numerics::bf16_to_f32(load_scale(parts[place.part], place.row * groups + g));
+    out.scale_e4m3[map.offset(row, g)] = numerics::group_scale8_code(numerics::group_scale_code(scale, channel));
+  }
+  return {};
+}
+
+Status fill_block(std::span<const CanonicalW4> parts, int64_t block, PreparedW4& out) {
+  QD_TRY_STATUS(fill_codes(parts, block, out));
+  for (int64_t row = block * kLanes; row < (block + 1) * kLanes && row < out.n; ++row) {
+    QD_TRY_STATUS(fill_scales(parts, row, out));
+  }
+  return {};
+}
+
+}  // namespace
+
+Status check_canonical(std::span<const CanonicalW4> parts) {
   if (parts.empty()) return make_error(ErrorCode::kInvalidArgument, "no matrix to prepare");
   for (const CanonicalW4& m : parts) {
     const int64_t g = m.group_size;
@@ -75,71 +101,6 @@ Status check_parts(std::span<const CanonicalW4> parts) {
   return {};
 }
 
-// Where a failure lies; the first in row order wins, whichever thread found it.
-std::string where(std::span<const CanonicalW4> parts, const PartRow& place) {
-  return parts.size() == 1 ? fmt::format("row {}", place.row) : fmt::format("matrix {}, row {}", place.part, place.row);
-}
-
-// The words of one row, spread over every 16th place from `destination` on.
-Status fill_row(std::span<const CanonicalW4> parts, const PartRow& place, uint32_t* destination) {
-  const CanonicalW4& m = parts[place.part];
-  const int64_t words = m.k / 8;
-  for (int64_t w = 0; w < words; ++w) {
-    const Word word = load_word(m, place.row, w);
-    if (word.bad_column >= 0) {
-      return make_error(ErrorCode::kInvalidData, "{}, column {}: a 4-bit code must lie in -8..7", where(parts, place),
-                        word.bad_column);
-    }
-    destination[w * kLanes] = word.value;
-  }
-  return {};
-}
-
-Status fill_codes(std::span<const CanonicalW4> parts, int64_t block, PreparedW4& out) {
-  const layout::W4Lanes16 map{out.n, out.k};
-  uint32_t* destination = out.codes.data() + map.word_index(block * kLanes, 0);
-  std::memset(destination, 0, static_cast<size_t>(map.words_per_lane() * kLanes) * 4);
-  for (int64_t lane = 0; lane < kLanes && block * kLanes + lane < out.n; ++lane) {
-    QD_TRY_STATUS(fill_row(parts, part_row(parts, block * kLanes + lane), destination + lane));
-  }
-  return {};
-}
-
-// The scales of one row: checked, then stored as they are (exact) or split (vllm).
-Status fill_scales(std::span<const CanonicalW4> parts, int64_t row, PreparedW4& out) {
-  const int64_t groups = layout::num_groups(out.k, out.group_size);
-  const layout::ScaleLanes16 map{out.n, groups};
-  const PartRow place = part_row(parts, row);
-  float absmax = 0.0f;
-  for (int64_t g = 0; g < groups; ++g) {
-    const uint16_t scale = load_scale(parts[place.part], place.row * groups + g);
-    if ((scale & 0x7f80) == 0x7f80) {
-      return make_error(ErrorCode::kInvalidData, "{}, group {}: the scale is {} (bf16 0x{:04X}), expected a finite one",
-                        where(parts, place), g, (scale & 0x7f) == 0 ? "infinite" : "NaN", scale);
-    }
-    absmax = numerics::absmax_step(absmax, numerics::bf16_to_f32(scale));
-    if (out.numerics == Numerics::kExact) out.scale_bf16[map.offset(row, g)] = scale;
-  }
-  if (out.numerics == Numerics::kExact) return {};
-  const float channel = numerics::channel_scale_of_absmax(absmax);
-  out.channel_scale[row] = numerics::channel_scale8(channel);
-  for (int64_t g = 0; g < groups; ++g) {
-    const float scale = numerics::bf16_to_f32(load_scale(parts[place.part], place.row * groups + g));
-    out.scale_e4m3[map.offset(row, g)] = numerics::group_scale8_code(numerics::group_scale_code(scale, channel));
-  }
-  return {};
-}
-
-Status fill_block(std::span<const CanonicalW4> parts, int64_t block, PreparedW4& out) {
-  QD_TRY_STATUS(fill_codes(parts, block, out));
-  for (int64_t row = block * kLanes; row < (block + 1) * kLanes && row < out.n; ++row) {
-    QD_TRY_STATUS(fill_scales(parts, row, out));
-  }
-  return {};
-}
-
-}  // namespace
-
 kernels::W4Matrix PreparedW4::view() const {
   return {codes.data(), scale_bf16.data(), scale_e4m3.data(), channel_scale.data()};
 }
@@ -149,7 +110,7 @@ int64_t PreparedW4::size_bytes() const {
 }
 
 Result<PreparedW4> prepare_w4(std::span<const CanonicalW4> parts, Numerics numerics, ThreadPool* pool) {
-  QD_TRY_STATUS(check_parts(parts));
+  QD_TRY_STATUS(check_canonical(parts));
   PreparedW4 out;
   out.numerics = numerics;
   out.tag = layout::kW4Lanes16Tag;

@@ -29,6 +29,9 @@ struct CanonicalW4 {
   kernels::W4Source source() const { return packed == nullptr ? kernels::W4Source::kInt8 : packed_source; }
 };
 
+// What every preparation asks of its parts: the errors of prepare_w4() but for the contents of codes and scales.
+Status check_canonical(std::span<const CanonicalW4> parts);
+
 // One matrix in layout/w4_lanes16.h, with the scales of its numerics.
 struct PreparedW4 {
   kernels::Numerics numerics = kernels::Numerics::kExact;
