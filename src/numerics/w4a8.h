@@ -47,6 +47,15 @@ QD_HD constexpr float exact_result(float total, float act_scale) {
   return canonical(total * (act_scale * 512.0f));
 }
 
+// `block`: final = fmaf(s_g, sa_b * acc, final) with the scale of the 128 columns that the piece lies in, y = final *
+// 512. `acc` is in units of q * 2^-9 (kExactUnit times a sum in q, which is exact); the product with sa_b is rounded.
+QD_HD float block_group(float group_scale, float block_scale, float acc, float total) {
+  return __builtin_fmaf(group_scale, block_scale * acc, total);
+}
+QD_HD constexpr float block_result(float total) {
+  return canonical(total * 512.0f);
+}
+
 // `vllm`: y = chan8 * (sa * acc).
 QD_HD constexpr float vllm_result(float channel_scale8, float act_scale, float acc) {
   return canonical(channel_scale8 * (act_scale * acc));

@@ -89,17 +89,34 @@ QD_ALWAYS_INLINE void load_row(const Part& part, int64_t slot, int64_t step, Ste
 
 QD_ALWAYS_INLINE void store_row(const Part& part, int64_t slot, const float* sum) {
   const W4A8Gemm& p = part.p;
-  const float act_scale = p.act_scale[input_row(p.rows, slot)];
+  const bool block = p.block_scale.data != nullptr;
+  const float act_scale = block ? 1.0f : p.act_scale[input_row(p.rows, slot)];
   const float* bias = p.bias == nullptr ? nullptr : p.bias[part.expert];
   for (int l = 0; l < kLanes && part.block * kLanes + l < p.n; ++l) {
     const int64_t n = part.block * kLanes + l;
     float y = 0.0f;
-    if (p.numerics == Numerics::kExact) {
+    if (block) {
+      y = numerics::block_result(sum[l]);
+    } else if (p.numerics == Numerics::kExact) {
       y = numerics::exact_result(sum[l], act_scale);
     } else {
       y = numerics::vllm_result(p.weights[part.expert].channel_scale[n], act_scale, sum[l]);
     }
     p.out[slot * p.n + n] = bias == nullptr ? y : numerics::canonical(y + bias[n]);
+  }
+}
+
+// total = fmaf(s_g, acc, total), for `block` with sa_b * acc; acc begins anew.
+QD_ALWAYS_INLINE void fold_group(const Part& part, int64_t slot, int64_t step, const float* group_scale, float* acc,
+                                 float* total) {
+  const BlockScales& scales = part.p.block_scale;
+  const bool block = scales.data != nullptr;
+  const float act_scale =
+      block ? scales.of(part.expert, input_row(part.p.rows, slot), step * kStep / kScaleBlock) : 1.0f;
+  for (int l = 0; l < kLanes; ++l) {
+    total[l] = block ? numerics::block_group(group_scale[l], act_scale, acc[l], total[l])
+                     : numerics::exact_group(group_scale[l], acc[l], total[l]);
+    acc[l] = 0.0f;
   }
 }
 
@@ -125,11 +142,7 @@ QD_ALWAYS_INLINE void multiply_rows(const Part& part, int64_t first, int64_t las
       float* c = acc[slot - first];
       load_row(part, slot, step, row);
       model_step(row, weights, c);
-      if (!exact || !ends) continue;
-      for (int l = 0; l < kLanes; ++l) {
-        total[slot - first][l] = __builtin_fmaf(group_scale[l], c[l], total[slot - first][l]);
-        c[l] = 0.0f;
-      }
+      if (exact && ends) fold_group(part, slot, step, group_scale, c, total[slot - first]);
     }
   }
   for (int64_t slot = first; slot < last; ++slot)

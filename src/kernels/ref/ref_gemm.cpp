@@ -50,8 +50,14 @@ struct Block {
   }
 };
 
+// The activation scale of the 128 columns that a step lies in; 1 where the scale of the row comes at the end.
+double block_scale(const W4A8Gemm& p, int64_t expert, int64_t slot, int64_t step) {
+  if (p.block_scale.data == nullptr) return 1.0;
+  return p.block_scale.of(expert, input_row(p.rows, slot), step * kStep / kScaleBlock);
+}
+
 void store(const W4A8Gemm& p, const Block& b, int64_t expert, int64_t slot, const double* total) {
-  const double scale = p.act_scale[input_row(p.rows, slot)];
+  const double scale = p.block_scale.data != nullptr ? 1.0 : p.act_scale[input_row(p.rows, slot)];
   for (int lane = 0; lane < kLanes && b.block * kLanes + lane < p.n; ++lane) {
     const int64_t row = b.block * kLanes + lane;
     double y = 0;
@@ -86,8 +92,9 @@ void multiply_chunk(const Block& b, int64_t expert, int64_t first, int64_t last)
         for (int lane = 0; lane < kLanes; ++lane) sum[lane] += value * weight[i][lane];
       }
       if (!exact || !ends) continue;
+      const double act = block_scale(p, expert, slot, step);
       for (int lane = 0; lane < kLanes; ++lane) {
-        total[slot - first][lane] += b.group_scale(step, lane) * sum[lane];
+        total[slot - first][lane] += b.group_scale(step, lane) * (act * sum[lane]);
         sum[lane] = 0;
       }
     }

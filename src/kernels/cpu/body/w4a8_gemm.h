@@ -14,8 +14,9 @@ void w4a8_share(const W4A8Gemm& gemm, const GemmShare& share) {
   const ExpertRows rows = expert_rows(gemm.rows, share.expert, S::kTileTokens);
   if (rows.split.rows == 0) return;
   // One tile meets its weights once. For more, decoding again may be cheaper than a panel (kDirectAlways), but not the
-  // rounding of `vllm`.
-  if (rows.split.num_tiles == 1 || (S::kDirectAlways && !kVllm)) return direct_rows<S, kVllm>(gemm, share, rows);
+  // rounding of `vllm`. Block scales have the panel form alone.
+  const bool direct = rows.split.num_tiles == 1 || (S::kDirectAlways && !kVllm);
+  if (direct && !block_scaled(gemm)) return direct_rows<S, kVllm>(gemm, share, rows);
   panel_share<S, kVllm>(gemm, share, rows);
 }
 

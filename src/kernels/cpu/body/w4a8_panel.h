@@ -85,10 +85,11 @@ QD_HD void tile_steps(const float* weights, const float* act, int64_t steps, flo
   }
 }
 
-// One piece of one register tile: vllm goes on with its one chain in `total`; exact adds scale * (chain from +0).
+// One piece of one register tile: vllm goes on with its one chain in `total`; exact adds scale * (chain from +0), and
+// with block scales [T] scale * (block scale * chain).
 template <class S, bool kVllm, int T>
 __attribute__((noinline)) void panel_tile(const float* weights, const float* act, int64_t steps, const float* scale,
-                                          float* total) {
+                                          const float* block, float* total) {
   constexpr int kVectors = S::kTileVectors;
   if constexpr (kVllm) {
     tile_steps<S, T>(weights, act, steps, total);
@@ -99,12 +100,15 @@ __attribute__((noinline)) void panel_tile(const float* weights, const float* act
     for (int i = 0; i < T * kVectors; ++i) {
       float* to = total + i * S::kLanes;
       const typename S::F s = S::load(scale + i % kVectors * S::kLanes);
-      S::store(to, S::fma(s, S::load(acc + i * S::kLanes), S::load(to)));
+      typename S::F sum = S::load(acc + i * S::kLanes);
+      // The product with the block scale is rounded, so the sum is brought into the contract's unit first.
+      if (block != nullptr) sum = S::mul(S::set(block[i / kVectors]), S::mul(sum, S::set(numerics::kExactUnit)));
+      S::store(to, S::fma(s, sum, S::load(to)));
     }
   }
 }
 
-using PanelTile = void (*)(const float*, const float*, int64_t, const float*, float*);
+using PanelTile = void (*)(const float*, const float*, int64_t, const float*, const float*, float*);
 
 template <class S, bool kVllm, int T = 1>
 QD_HD PanelTile panel_tile_of(int64_t tokens) {
@@ -143,29 +147,48 @@ struct PanelBlock {
     for (float* p = first; p < last; p += S::kLanes) S::store(p, S::zero());
   }
 
-  void add_piece(int64_t piece) const {
+  // exact: the group scales of the panel's rows, in units of the sums that they multiply.
+  void load_scales(int64_t piece, float (&scale)[kPanelRows]) const {
     const W4Matrix& weights = gemm.weights[share.expert];
-    decode_panel<S, kVllm>(weights, axis, first_vector, num_vectors, piece, share.scratch);
-    alignas(64) float scale[kPanelRows] = {};
-    if constexpr (!kVllm) {
-      for (int64_t v = 0; v < num_vectors; ++v) {
-        S::store(scale + v * S::kLanes, load_scale<S, false>(weights, axis, first_vector + v, axis.group(piece)));
-      }
+    for (int64_t v = 0; v < num_vectors; ++v) {
+      const int64_t vector = first_vector + v;
+      const typename S::F s = block_scaled(gemm) ? load_group_scale<S>(weights, axis, vector, axis.group(piece))
+                                                 : load_scale<S, false>(weights, axis, vector, axis.group(piece));
+      S::store(scale + v * S::kLanes, s);
     }
+  }
+
+  // The block scales of a tile's tokens, or null where there are none.
+  QD_HD const float* block_scales(int64_t slot, int64_t count, int64_t piece, float (&block)[S::kTileTokens]) const {
+    if (!block_scaled(gemm)) return nullptr;
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t column = piece * axis.piece;
+      block[t] = gemm.block_scale.of(share.expert, source_of(gemm.rows, slot + t), column / kScaleBlock);
+    }
+    return block;
+  }
+
+  void add_piece(int64_t piece) const {
+    decode_panel<S, kVllm>(gemm.weights[share.expert], axis, first_vector, num_vectors, piece, share.scratch);
+    alignas(64) float scale[kPanelRows] = {};
+    if constexpr (!kVllm) load_scales(piece, scale);
     for (int64_t tile = tile_first; tile < tile_last; ++tile) {
       const int64_t slot = rows.tile_slot(tile);
       const int64_t count = tokens(tile);
       const float* act = share.packed + slot * axis.kp + piece * axis.piece * count;
+      float block_of_token[S::kTileTokens];
+      const float* block = block_scales(slot, count, piece, block_of_token);
       const PanelTile run = panel_tile_of<S, kVllm>(count);
       for (int64_t r = 0; r < num_register_tiles(); ++r) {
-        run(share.scratch + r * kPanelDepth * kWidth, act, axis.steps(piece), scale + r * kWidth, total(r, slot));
+        run(share.scratch + r * kPanelDepth * kWidth, act, axis.steps(piece), scale + r * kWidth, block,
+            total(r, slot));
       }
     }
   }
 
   void finish() const {
     for (int64_t slot = rows.tile_slot(tile_first); slot < rows.tile_slot(tile_last); ++slot) {
-      const float act_scale = gemm.act_scale[source_of(gemm.rows, slot)];
+      const float act_scale = block_scaled(gemm) ? 1.0f : gemm.act_scale[source_of(gemm.rows, slot)];
       for (int64_t v = 0; v < num_vectors; ++v) {
         const int64_t row = (first_vector + v) * S::kLanes;
         const float* from = total(v / S::kTileVectors, slot) + v % S::kTileVectors * S::kLanes;

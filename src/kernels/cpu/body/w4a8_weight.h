@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/cpu/body/gemm_tile.h"
+#include "numerics/w4a8.h"
 
 namespace quadrille::kernels::cpu {
 namespace {
@@ -35,12 +36,27 @@ QD_HD KAxis k_axis(const W4A8Gemm& gemm) {
   return axis;
 }
 
+// Whether each 128 columns of a row have their own activation scale; the row has none then, and y = final * 512.
+QD_HD bool block_scaled(const W4A8Gemm& gemm) {
+  return gemm.block_scale.data != nullptr;
+}
+
+template <class S>
+QD_HD int64_t scale_offset(const KAxis& axis, int64_t vector, int64_t group) {
+  return (Rows<S>::block(vector) * axis.num_groups + group) * kBlockRows + Rows<S>::lane(vector);
+}
+
+// s_g of one vector of rows in one group.
+template <class S>
+QD_HD typename S::F load_group_scale(const W4Matrix& weights, const KAxis& axis, int64_t vector, int64_t group) {
+  return S::load_bf16(weights.scale_bf16 + scale_offset<S>(axis, vector, group));
+}
+
 // Scales of one vector of rows in one group: `exact` s_g * 2^-9 (weights count in q); `vllm` the e4m3 group scale.
 template <class S, bool kVllm>
 QD_HD typename S::F load_scale(const W4Matrix& weights, const KAxis& axis, int64_t vector, int64_t group) {
-  const int64_t offset = (Rows<S>::block(vector) * axis.num_groups + group) * kBlockRows + Rows<S>::lane(vector);
-  if constexpr (kVllm) return S::load_e4m3(weights.scale_e4m3 + offset);
-  return S::mul(S::load_bf16(weights.scale_bf16 + offset), S::set(0x1p-9f));
+  if constexpr (kVllm) return S::load_e4m3(weights.scale_e4m3 + scale_offset<S>(axis, vector, group));
+  return S::mul(load_group_scale<S>(weights, axis, vector, group), S::set(numerics::kExactUnit));
 }
 
 // The weight operand of nibble J: q, or the value of E4(s8 * q).
