@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a device layer is checked for before any work: shapes and rules first, then where its memory lies. Called by
+// device_layer.cpp and device_forms.cpp.
+#pragma once
+
+#include "moe/device_layer.h"
+
+namespace quadrille::moe {
+
+// Rows of a grouped product, tokens times choices: slots are 32-bit.
+inline constexpr int64_t kMaxRows = (int64_t{1} << 31) - 1;
+// Features of a matrix: bulk copies have 32-bit coordinates.
+inline constexpr int64_t kMaxFeatures = int64_t{1} << 28;
+
+// Shapes, numerics and activation of an MLP of `num_experts` experts. `name` goes before the error.
+Status check_device_mlp(const DeviceMlp& mlp, const char* name);
+// One matrix stack: legal n, k, group size and numerics.
+Status check_device_linear(const DeviceLinear& linear, const char* name);
+Status check_row_count(int64_t rows, const char* what);
+
+// Pointers, strides and alignment of prepared weights.
+Status check_linear_memory(const DeviceLinear& linear, const char* name);
+Status check_mlp_memory(const DeviceMlp& mlp, const char* name);
+
+// A pointer that must be there and be aligned.
+Status check_pointer(const void* pointer, uintptr_t alignment, const char* name);
+// A workspace of at least `needed` bytes, 256-byte aligned.
+Status check_workspace(const void* workspace, size_t size, size_t needed);
+// Every stream and event of a call; `has_shared` as the layer is.
+Status check_streams(const DeviceStreams& streams, bool has_shared);
+
+}  // namespace quadrille::moe

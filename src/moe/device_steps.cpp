@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// Each step tells the harness before it is enqueued, and opens a part of the workspace where its writer comes.
+#include "moe/device_steps.h"
+
+#include "core/check.h"
+
+namespace quadrille::moe {
+namespace {
+
+using kernels::GemmConfig;
+
+bool serves(const GemmConfig& config, ActScales scales) {
+  return scales == ActScales::kPerToken || config.block_scales;
+}
+
+// The tile with the tokens of `fallback` that is nearest to `chosen`; `fallback` where there is no other.
+int32_t with_tokens(std::span<const GemmConfig> configs, int32_t chosen, int32_t fallback, ActScales scales) {
+  const int32_t tokens = configs[static_cast<size_t>(fallback)].tokens;
+  const int32_t rows = configs[static_cast<size_t>(chosen)].rows;
+  for (size_t i = 0; i < configs.size(); ++i) {
+    if (configs[i].tokens == tokens && configs[i].rows == rows && serves(configs[i], scales)) {
+      return static_cast<int32_t>(i);
+    }
+  }
+  return fallback;
+}
+
+// The chosen tile, or the largest of fewer tokens that was compiled for 1 x 128 scales.
+int32_t with_block_scales(std::span<const GemmConfig> configs, int32_t chosen) {
+  if (configs[static_cast<size_t>(chosen)].block_scales) return chosen;
+  int32_t best = -1;
+  for (size_t i = 0; i < configs.size(); ++i) {
+    if (!configs[i].block_scales || configs[i].tokens > configs[static_cast<size_t>(chosen)].tokens) continue;
+    if (best < 0 || configs[i].tokens > configs[static_cast<size_t>(best)].tokens) best = static_cast<int32_t>(i);
+  }
+  QD_CHECK(best >= 0, "no tile was compiled for 1 x 128 scales");
+  return best;
+}
+
+}  // namespace
+
+Result<int32_t> choose_config(const kernels::DeviceTable& table, const DeviceLinear& linear, int64_t num_rows,
+                              int32_t forced, ActScales scales) {
+  const auto configs = table.w4a8_configs();
+  if (forced >= static_cast<int32_t>(configs.size()) || forced < -1) {
+    return make_error(ErrorCode::kInvalidArgument, "GEMM configuration {}: expected 0..{}, or -1: chosen", forced,
+                      configs.size() - 1);
+  }
+  if (forced >= 0 && !serves(configs[static_cast<size_t>(forced)], scales)) {
+    return make_error(ErrorCode::kUnsupported,
+                      "GEMM configuration {} ({}) was not compiled for 1 x 128 activation scales: choose one of fewer "
+                      "tokens",
+                      forced, configs[static_cast<size_t>(forced)].name);
+  }
+  int32_t config = forced;
+  if (forced < 0) {
+    config = table.choose_w4a8(linear.n, linear.k, linear.num_experts, num_rows, linear.numerics, linear.group_size);
+    QD_CHECK(config >= 0 && config < static_cast<int32_t>(configs.size()), "a choice outside of the closed list");
+    if (scales == ActScales::k1x128) config = with_block_scales(configs, config);
+  }
+  QD_CHECK(configs[static_cast<size_t>(config)].tokens >= kMinTileTokens, "tile lists are planned for larger tiles");
+  return config;
+}
+
+Result<GemmConfigs> choose_configs(const kernels::DeviceTable& table, const DeviceMlp& mlp, int64_t num_rows,
+                                   const DeviceLayerOptions& options, ActScales scales) {
+  const auto configs = table.w4a8_configs();
+  const auto tokens = [&](int32_t config) { return configs[static_cast<size_t>(config)].tokens; };
+  GemmConfigs out;
+  QD_TRY(out.first, choose_config(table, mlp.gate_up, num_rows, options.gemm1_config, scales));
+  QD_TRY(out.second, choose_config(table, mlp.down, num_rows, options.gemm2_config));
+  if (tokens(out.first) != tokens(out.second)) {
+    if (options.gemm2_config < 0) {
+      out.second = with_tokens(configs, out.second, out.first, ActScales::kPerToken);
+    } else if (options.gemm1_config < 0 && serves(configs[static_cast<size_t>(out.second)], scales)) {
+      out.first = with_tokens(configs, out.first, out.second, scales);
+    }
+  }
+  out.first_tokens = tokens(out.first);
+  out.second_tokens = tokens(out.second);
+  return out;
+}
+
+kernels::TileList single_list(int64_t num_rows) {
+  kernels::TileList list;
+  list.num_rows = num_rows;
+  return list;
+}
+
+kernels::DeviceW4A8Gemm gemm_of(const DeviceLinear& linear, const kernels::TileList& list, int32_t config) {
+  kernels::DeviceW4A8Gemm gemm;
+  gemm.numerics = linear.numerics;
+  gemm.n = linear.n;
+  gemm.k = linear.k;
+  gemm.group_size = linear.group_size;
+  gemm.num_experts = linear.num_experts;
+  gemm.list = list;
+  gemm.weights = linear.weights;
+  gemm.expert_stride = linear.expert_stride;
+  gemm.channel_scale = linear.channel_scale;
+  gemm.bias = linear.bias;
+  gemm.config = config;
+  return gemm;
+}
+
+uint16_t* enqueue_mlp(const kernels::DeviceTable& table, const DeviceMlp& mlp, const MlpInput& input,
+                      const kernels::TileList (&lists)[2], const GemmConfigs& configs, const Workspace& workspace,
+                      const MlpParts& parts, uint16_t* rows, device::Stream stream) {
+  auto* hidden = workspace.open<uint16_t>(parts.hidden, stream);
+  kernels::DeviceW4A8Gemm first = gemm_of(mlp.gate_up, lists[0], configs.first);
+  first.act = input.act;
+  first.act_rows = input.num_rows;
+  first.act_pitch = input.pitch;
+  first.act_scale = input.scale;
+  first.block_scale = input.block_scale;
+  first.block_max_m = input.block_max_m;
+  first.output = kernels::GemmOutput::kActivated;
+  first.activation = mlp.activation;
+  first.out = hidden;
+  first.out_pitch = mlp.width;
+  device::before_step("gemm1", stream);
+  table.w4a8_gemm(first, stream);
+
+  auto* act = workspace.open<uint8_t>(parts.second, stream);
+  auto* scale = workspace.open<float>(parts.second_scale, stream);
+  device::before_step("quantize_hidden", stream);
+  table.quantize_listed({lists[0], mlp.width, act_pitch(mlp.width), hidden, act, scale}, stream);
+
+  if (rows == nullptr) rows = workspace.open<uint16_t>(parts.rows, stream);
+  kernels::DeviceW4A8Gemm second = gemm_of(mlp.down, lists[1], configs.second);
+  second.act = act;
+  second.act_rows = input.num_rows;
+  second.act_pitch = act_pitch(mlp.width);
+  second.act_scale = scale;
+  second.out = rows;
+  second.out_pitch = mlp.hidden;
+  device::before_step("gemm2", stream);
+  table.w4a8_gemm(second, stream);
+  return rows;
+}
+
+Result<uint32_t*> open_status(uint32_t* status, const Workspace& workspace, const Part& part, device::Stream stream) {
+  if (status != nullptr) return status;
+  auto* own = workspace.open<uint32_t>(part, stream);
+  device::before_step("clear_status", stream);
+  QD_TRY_STATUS(device::fill(own, 0, part.bytes, stream));
+  return own;
+}
+
+}  // namespace quadrille::moe

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// A device table that computes nothing and writes down what it was asked to read and to write, in order.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "kernels/api/device_table.h"
+#include "moe/device_workspace.h"
+
+namespace quadrille::testing {
+
+struct Span {
+  uintptr_t begin = 0, end = 0;
+  bool meets(const Span& other) const { return begin < other.end && other.begin < end; }
+};
+inline Span span_of(const void* memory, int64_t bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(memory);
+  return memory == nullptr ? Span{} : Span{begin, begin + static_cast<uintptr_t>(bytes)};
+}
+
+struct RecordedCall {
+  std::string name;
+  void* stream = nullptr;
+  std::vector<Span> reads, writes;
+};
+
+// One recording at a time: the table's functions are plain pointers.
+struct Recording {
+  std::vector<RecordedCall> calls;
+  std::vector<kernels::DeviceW4A8Gemm> gemms;
+  std::vector<kernels::PlanRoutes> plans;
+  std::vector<kernels::QuantizeTokens> quantized;
+  std::vector<kernels::DeviceCombine> combined;
+  std::vector<kernels::DeviceRouteTokens> routed;
+  std::array<int32_t, 2> choice = {1, 1};  // by choose_w4a8's n: below 1000, others
+  std::vector<std::string> names() const {
+    std::vector<std::string> out;
+    for (const RecordedCall& call : calls) out.push_back(call.name);
+    return out;
+  }
+};
+inline Recording* recording = nullptr;
+
+inline constexpr kernels::GemmConfig kFakeConfigs[] = {
+    {"64x8", 64, 8, 4, true}, {"64x16", 64, 16, 4, true}, {"64x64", 64, 64, 2, false}, {"128x64", 128, 64, 1, false}};
+
+inline void record(const char* name, device::Stream stream, std::vector<Span> reads, std::vector<Span> writes) {
+  recording->calls.push_back({name, stream.handle, std::move(reads), std::move(writes)});
+}
+
+inline std::vector<Span> list_spans(const kernels::TileList& list) {
+  if (list.tiles == nullptr) return {};
+  return {span_of(list.tiles, list.max_tiles * static_cast<int64_t>(sizeof(kernels::TokenTile))),
+          span_of(list.num_tiles, 4)};
+}
+
+inline void record_plan(const kernels::PlanRoutes& p, device::Stream stream) {
+  const int64_t routes = p.num_tokens * p.top_k;
+  recording->plans.push_back(p);
+  record("plan_routes", stream, {span_of(p.ids, routes * 4)},
+         {span_of(p.offsets, (p.num_experts + 1) * 4), span_of(p.route_of_slot, routes * 4),
+          span_of(p.slot_of_route, routes * 4), span_of(p.tiles, p.max_tiles * 32), span_of(p.num_tiles, 4),
+          span_of(p.scratch, kernels::plan_scratch_ints(routes, p.num_experts) * 4), span_of(p.status, 4)});
+}
+
+inline void record_gemm(const kernels::DeviceW4A8Gemm& p, device::Stream stream) {
+  recording->gemms.push_back(p);
+  const int64_t width = p.output == kernels::GemmOutput::kActivated && p.activation.gated() ? p.n / 2 : p.n;
+  std::vector<Span> reads = list_spans(p.list);
+  reads.push_back(span_of(p.act, p.act_rows * p.act_pitch));
+  reads.push_back(span_of(p.act_scale, p.act_rows * 4));
+  record(p.output == kernels::GemmOutput::kActivated ? "gemm1" : "gemm2", stream, reads,
+         {span_of(p.out, p.act_rows * width * 2)});
+}
+
+inline kernels::DeviceTable recording_table() {
+  kernels::DeviceTable table{};
+  table.name = "recording";
+  table.plan_routes = record_plan;
+  table.plan_masked = [](const kernels::PlanMasked& p, device::Stream stream) {
+    record("plan_masked", stream, {span_of(p.masked_m, p.num_experts * 4)},
+           {span_of(p.tiles, p.num_experts * ((p.max_m + p.tile_tokens - 1) / p.tile_tokens) * 32),
+            span_of(p.num_tiles, 4), span_of(p.status, 4)});
+  };
+  table.router_logits = [](const kernels::DeviceRouterLogits& p, device::Stream stream) {
+    record("router_logits", stream, {}, {span_of(p.logits, p.num_tokens * p.num_experts * 4)});
+  };
+  table.route_tokens = [](const kernels::DeviceRouteTokens& p, device::Stream stream) {
+    recording->routed.push_back(p);
+    record("route_tokens", stream, {},
+           {span_of(p.ids, p.num_tokens * p.top_k * 4), span_of(p.weights, p.num_tokens * p.top_k * 4)});
+  };
+  table.quantize_tokens = [](const kernels::QuantizeTokens& p, device::Stream stream) {
+    recording->quantized.push_back(p);
+    const int64_t rows = p.num_tokens * p.top_k;
+    record("quantize_tokens", stream, {span_of(p.slot_of_route, rows * 4)},
+           {span_of(p.act, rows * p.act_pitch), span_of(p.act_scale, rows * 4)});
+  };
+  table.quantize_listed = [](const kernels::QuantizeListed& p, device::Stream stream) {
+    const int64_t rows = recording->gemms.back().act_rows;
+    std::vector<Span> reads = list_spans(p.list);
+    reads.push_back(span_of(p.x, rows * p.k * 2));
+    record("quantize_listed", stream, reads, {span_of(p.act, rows * p.act_pitch), span_of(p.act_scale, rows * 4)});
+  };
+  table.w4a8_gemm = record_gemm;
+  table.combine = [](const kernels::DeviceCombine& p, device::Stream stream) {
+    recording->combined.push_back(p);
+    const int64_t routes = p.num_tokens * p.top_k;
+    record("combine", stream,
+           {span_of(p.rows, routes * p.width * 2), span_of(p.slot, routes * 4), span_of(p.weight, routes * 4),
+            span_of(p.shared, p.num_tokens * p.width * 2), span_of(p.shared_gate, p.num_tokens * 4)},
+           {span_of(p.out, p.num_tokens * p.width * 2)});
+  };
+  table.w4a8_configs = [] { return std::span<const kernels::GemmConfig>(kFakeConfigs); };
+  table.choose_w4a8 = [](int64_t n, int64_t, int64_t, int64_t, kernels::Numerics, int64_t) {
+    return recording->choice[n < 1000 ? 0 : 1];
+  };
+  return table;
+}
+
+}  // namespace quadrille::testing
