@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// A stack of random 4-bit matrices on the device, prepared there by prepare_on_device; cpu_stack.h makes single ones of
+// it on the CPU.
+#pragma once
+
+#include "device/cpu_stack.h"
+#include "device/device.h"
+#include "kernels/api/device_table.h"
+#include "moe/device_layer.h"
+
+namespace quadrille::testing {
+
+struct DeviceStack {
+  moe::DeviceLinear linear;
+  device::Buffer weights, channel_scale, bias, status;
+};
+// Everything is enqueued on `stream`; canonical weights exist for a few experts at a time.
+DeviceStack make_device_stack(const kernels::DeviceTable& table, const StackSpec& spec, device::Stream stream);
+
+}  // namespace quadrille::testing
