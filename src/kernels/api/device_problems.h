@@ -52,7 +52,7 @@ struct PlanRoutes {
   int32_t* offsets = nullptr;        // out [num_experts + 1] first slot of each expert
   int32_t* route_of_slot = nullptr;  // out [num_tokens * top_k], valid up to offsets[num_experts]
   int32_t* slot_of_route = nullptr;  // out [num_tokens, top_k]; -1: not here
-  TokenTile* tiles = nullptr;        // out [max_tiles]
+  TokenTile* tiles = nullptr;        // out [max_tiles], 16-byte aligned
   int32_t* num_tiles = nullptr;      // out [1]
   int64_t max_tiles = 0;             // at least max_route_tiles(...)
   int32_t* scratch = nullptr;        // [plan_scratch_ints(...)]
@@ -65,7 +65,7 @@ inline constexpr int64_t max_route_tiles(int64_t num_routes, int64_t num_experts
 }
 inline constexpr int64_t kPlanChunk = 256;  // routes that one block of the sort handles
 inline constexpr int64_t plan_scratch_ints(int64_t num_routes, int64_t num_experts) {
-  return ((num_routes + kPlanChunk - 1) / kPlanChunk) * num_experts;
+  return ((num_routes + kPlanChunk - 1) / kPlanChunk) * num_experts + 1;  // counts of each chunk, finished blocks
 }
 
 // The tile list of the masked layout: expert e has rows [e * max_m, e * max_m + masked_m[e]).
@@ -74,7 +74,7 @@ struct PlanMasked {
   int64_t max_m = 0;
   int64_t tile_tokens = 0;
   const int32_t* masked_m = nullptr;  // [num_experts]
-  TokenTile* tiles = nullptr;         // out [num_experts * ceil(max_m / tile_tokens)]
+  TokenTile* tiles = nullptr;         // out [num_experts * ceil(max_m / tile_tokens)], 16-byte aligned
   int32_t* num_tiles = nullptr;       // out [1]
   uint32_t* status = nullptr;         // [1]
 };

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+// Activation quantisation (docs/numerics.md section 2): a block a row, 16 bytes of x a load, the row kept in registers
+// between its maximum and its codes; only what a block cannot hold is read twice. Two callers' forms: tokens whose
+// codes go to the rows of all their routes, and rows that a tile list names.
+#include "core/check.h"
+#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/rowwise/e4m3_pack.cuh"
+#include "kernels/cuda/rowwise/quotient.h"
+#include "numerics/act_quant.h"
+#include "numerics/bf16.h"
+
+namespace quadrille::kernels::cuda {
+namespace {
+
+constexpr int kLanes = 32;
+constexpr int kColumns = 8;  // of a vector: 16 bytes of x, 8 bytes of codes
+constexpr int kMostThreads = 1024;
+constexpr unsigned kWholeWarp = 0xffffffffu;
+
+__device__ __forceinline__ float low_half(uint32_t word) {
+  return numerics::float_of(word << 16);
+}
+__device__ __forceinline__ float high_half(uint32_t word) {
+  return numerics::float_of(word & 0xffff0000u);
+}
+
+// x' = bf16(w * x).
+__device__ __forceinline__ uint32_t weighted(uint32_t word, float weight) {
+  return numerics::bf16_from_f32(weight * low_half(word)) |
+         static_cast<uint32_t>(numerics::bf16_from_f32(weight * high_half(word))) << 16;
+}
+
+struct Row {
+  const uint4* x;  // vectors of the row
+  int64_t num_vectors;
+  bool has_weight;
+  float weight;
+
+  __device__ __forceinline__ uint4 load(int64_t i) const {
+    uint4 v = __ldg(x + i);
+    if (has_weight)
+      v = make_uint4(weighted(v.x, weight), weighted(v.y, weight), weighted(v.z, weight), weighted(v.w, weight));
+    return v;
+  }
+};
+
+__device__ __forceinline__ float absmax_of(float m, const uint4& v) {
+  const uint32_t word[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    // absmax_step() as one instruction: fmaxf passes a NaN over, and m is never one.
+    m = fmaxf(m, fabsf(low_half(word[i])));
+    m = fmaxf(m, fabsf(high_half(word[i])));
+  }
+  return m;
+}
+
+// Scale and what the codes need of it.
+struct RowScale {
+  float scale;
+  float reciprocal;
+};
+
+__device__ __forceinline__ uint32_t code_pair(uint32_t word, const RowScale& s) {
+  const float low = low_half(word), high = high_half(word);
+  const float a = bf16_quotient(fabsf(low), s.scale, s.reciprocal);
+  const float b = bf16_quotient(fabsf(high), s.scale, s.reciprocal);
+  return e4m3_pair(copysignf(a, low), copysignf(b, high));
+}
+__device__ __forceinline__ uint32_t divided_pair(uint32_t word, float scale) {
+  return numerics::act_code(low_half(word), scale) | static_cast<uint32_t>(numerics::act_code(high_half(word), scale))
+                                                         << 8;
+}
+
+// The codes of a vector. An infinite scale has no reciprocal to correct with: those rows divide.
+__device__ __forceinline__ uint2 codes_of(const uint4& v, const RowScale& s) {
+  if (s.reciprocal == 0.0f) {
+    return make_uint2(divided_pair(v.x, s.scale) | divided_pair(v.y, s.scale) << 16,
+                      divided_pair(v.z, s.scale) | divided_pair(v.w, s.scale) << 16);
+  }
+  return make_uint2(code_pair(v.x, s) | code_pair(v.y, s) << 16, code_pair(v.z, s) | code_pair(v.w, s) << 16);
+}
+
+// The maximum of all threads. Magnitudes without NaN order like their bits.
+__device__ __forceinline__ float block_maximum(float own, uint32_t* of_warps) {
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const int warp = static_cast<int>(threadIdx.x) / kLanes;
+  const int num_warps = static_cast<int>(blockDim.x) / kLanes;
+  const uint32_t of_warp = __reduce_max_sync(kWholeWarp, numerics::bits_of(own));
+  if (num_warps == 1) return numerics::float_of(of_warp);
+  __syncthreads();  // pairs with the one below: an earlier row's maxima are read
+  if (lane == 0) of_warps[warp] = of_warp;
+  __syncthreads();  // the maxima of all warps stand
+  return numerics::float_of(__reduce_max_sync(kWholeWarp, lane < num_warps ? of_warps[lane] : 0u));
+}
+
+// Quantises one row; `store(i, codes)` gets each vector of codes and the zero vectors up to the pitch. kHeld vectors a
+// thread stay in registers. All threads of the block call it.
+template <int kHeld, typename Store>
+__device__ __forceinline__ float quantize_row(const Row& row, int64_t pitch_vectors, uint32_t* of_warps,
+                                              const Store& store) {
+  const int64_t stride = blockDim.x;
+  uint4 held[kHeld];
+  float maximum = 0.0f;
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) {
+    const int64_t i = threadIdx.x + h * stride;
+    held[h] = i < row.num_vectors ? row.load(i) : make_uint4(0, 0, 0, 0);
+  }
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) maximum = absmax_of(maximum, held[h]);
+  for (int64_t i = threadIdx.x + kHeld * stride; i < row.num_vectors; i += stride) {
+    maximum = absmax_of(maximum, row.load(i));
+  }
+  RowScale s;
+  s.scale = numerics::act_scale_of_absmax(block_maximum(maximum, of_warps));
+  s.reciprocal = 1.0f / s.scale;
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) {
+    const int64_t i = threadIdx.x + h * stride;
+    if (i < row.num_vectors) store(i, codes_of(held[h], s));
+  }
+  for (int64_t i = threadIdx.x + kHeld * stride; i < row.num_vectors; i += stride) store(i, codes_of(row.load(i), s));
+  for (int64_t i = row.num_vectors + threadIdx.x; i < pitch_vectors; i += stride) store(i, make_uint2(0, 0));
+  return s.scale;
+}
+
+__device__ __forceinline__ Row row_at(const uint16_t* x, int64_t row, int64_t k) {
+  return {reinterpret_cast<const uint4*>(x + row * k), k / kColumns, false, 1.0f};
+}
+
+__device__ __forceinline__ uint2* codes_at(uint8_t* act, int64_t row, int64_t pitch) {
+  return reinterpret_cast<uint2*>(act + row * pitch);
+}
+
+template <int kHeld>
+__global__ void __launch_bounds__(kMostThreads) tokens_kernel(QuantizeTokens p) {
+  __shared__ uint32_t of_warps[kLanes];
+  const int64_t t = blockIdx.x;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const int64_t pitch_vectors = p.act_pitch / kColumns;
+  Row row = row_at(p.x, t, p.k);
+  if (p.route_weight != nullptr) {
+    row.has_weight = true;
+    row.weight = __ldg(p.route_weight + t);
+  }
+  if (p.slot_of_route == nullptr) {
+    uint2* act = codes_at(p.act, t, p.act_pitch);
+    const float scale =
+        quantize_row<kHeld>(row, pitch_vectors, of_warps, [&](int64_t i, uint2 codes) { act[i] = codes; });
+    if (threadIdx.x == 0) p.act_scale[t] = scale;
+    return;
+  }
+  const int32_t* slots = p.slot_of_route + t * p.top_k;
+  // The first 32 choices' slots in the lanes of every warp; a warp's exchange needs all of its lanes, so the slots are
+  // read again where vectors are stored by a part of a warp.
+  const int32_t own_slot = lane < p.top_k ? __ldg(slots + lane) : -1;
+  if (p.top_k <= kLanes && __ballot_sync(kWholeWarp, own_slot >= 0) == 0) return;  // no route is here: the whole block
+  const float scale = quantize_row<kHeld>(row, pitch_vectors, of_warps, [&](int64_t i, uint2 codes) {
+#pragma unroll 4
+    for (int64_t j = 0; j < p.top_k; ++j) {
+      const int32_t slot = __ldg(slots + j);
+      if (slot >= 0) codes_at(p.act, slot, p.act_pitch)[i] = codes;
+    }
+  });
+  for (int64_t j = threadIdx.x; j < p.top_k; j += blockDim.x) {
+    const int32_t slot = __ldg(slots + j);
+    if (slot >= 0) p.act_scale[slot] = scale;
+  }
+}
+
+// A block takes every gridDim.x-th row of every gridDim.y-th tile.
+template <int kHeld>
+__global__ void __launch_bounds__(kMostThreads) listed_kernel(QuantizeListed p) {
+  __shared__ uint32_t of_warps[kLanes];
+  const int64_t pitch_vectors = p.act_pitch / kColumns;
+  const bool one = p.list.tiles == nullptr;
+  const int64_t num_tiles = one ? 1 : __ldg(p.list.num_tiles);
+  for (int64_t tile = blockIdx.y; tile < num_tiles; tile += gridDim.y) {
+    const int64_t first = one ? 0 : __ldg(&p.list.tiles[tile].first_row);
+    const int64_t count = one ? p.list.num_rows : __ldg(&p.list.tiles[tile].num_rows);
+    for (int64_t r = blockIdx.x; r < count; r += gridDim.x) {
+      uint2* act = codes_at(p.act, first + r, p.act_pitch);
+      const float scale = quantize_row<kHeld>(row_at(p.x, first + r, p.k), pitch_vectors, of_warps,
+                                              [&](int64_t i, uint2 codes) { act[i] = codes; });
+      if (threadIdx.x == 0) p.act_scale[first + r] = scale;
+    }
+  }
+}
+
+// Up to four vectors a thread, so that many small blocks share a multiprocessor; more threads where a row is long.
+struct RowShape {
+  int held;
+  int threads;
+};
+RowShape row_shape(int64_t k) {
+  constexpr int64_t kWishedThreads = 128;
+  const int64_t vectors = k / kColumns;
+  const int held = vectors <= kWishedThreads ? 1 : vectors <= 2 * kWishedThreads ? 2 : 4;
+  const int64_t threads = (vectors + held * kLanes - 1) / (held * kLanes) * kLanes;
+  return {held, static_cast<int>(threads < kMostThreads ? threads : kMostThreads)};
+}
+
+void check_rows(int64_t k, int64_t act_pitch, const void* x, const void* act) {
+  QD_CHECK(k >= kColumns && k % kColumns == 0, "rows of a multiple of 8 columns");
+  QD_CHECK(act_pitch >= k && act_pitch % 16 == 0, "a pitch that holds the row, a multiple of 16");
+  QD_CHECK(reinterpret_cast<uintptr_t>(x) % 16 == 0 && reinterpret_cast<uintptr_t>(act) % 16 == 0, "rows on 16 bytes");
+}
+
+template <typename Problem>
+using RowKernel = void (*)(Problem);
+
+template <typename Problem>
+RowKernel<Problem> pick(int held, RowKernel<Problem> one, RowKernel<Problem> two, RowKernel<Problem> four) {
+  return held == 1 ? one : held == 2 ? two : four;
+}
+
+}  // namespace
+
+void quantize_tokens(const QuantizeTokens& p, device::Stream stream) {
+  check_rows(p.k, p.act_pitch, p.x, p.act);
+  QD_CHECK(p.num_tokens >= 0 && p.num_tokens <= INT32_MAX && p.top_k >= 1, "shapes of the tokens");
+  QD_CHECK(p.slot_of_route != nullptr || p.top_k == 1, "slots of the routes where a token has more than one");
+  if (p.num_tokens == 0) return;
+  const RowShape shape = row_shape(p.k);
+  const auto kernel = pick<QuantizeTokens>(shape.held, tokens_kernel<1>, tokens_kernel<2>, tokens_kernel<4>);
+  kernel<<<static_cast<unsigned>(p.num_tokens), shape.threads, 0, native(stream)>>>(p);
+  check_launch("quantize_tokens");
+}
+
+void quantize_listed(const QuantizeListed& p, device::Stream stream) {
+  constexpr int64_t kRowBlocks = 16;  // of a tile; how many rows it has is known on the device alone
+  constexpr int64_t kMostTileBlocks = 4096;
+  constexpr int64_t kMostRowBlocks = 1 << 20;
+  check_rows(p.k, p.act_pitch, p.x, p.act);
+  const bool one = p.list.tiles == nullptr;
+  const int64_t items = one ? p.list.num_rows : p.list.max_tiles;
+  QD_CHECK(items >= 0, "rows or tiles");
+  if (items == 0) return;
+  const int64_t most = one ? kMostRowBlocks : kMostTileBlocks;
+  const auto blocks = static_cast<unsigned>(items < most ? items : most);
+  const dim3 grid = one ? dim3(blocks, 1) : dim3(kRowBlocks, blocks);
+  const RowShape shape = row_shape(p.k);
+  const auto kernel = pick<QuantizeListed>(shape.held, listed_kernel<1>, listed_kernel<2>, listed_kernel<4>);
+  kernel<<<grid, shape.threads, 0, native(stream)>>>(p);
+  check_launch("quantize_listed");
+}
+
+}  // namespace quadrille::kernels::cuda
