@@ -68,4 +68,16 @@ QD_HD constexpr void unpack_int4(uint32_t word, int8_t* q) {
   for (int j = 0; j < kNibblesPerWord; ++j) q[j] = static_cast<int8_t>(q_of_int4(nibble(word, j)));
 }
 
+// Four codes of one byte each (byte b in bits 8b..) -> four two's complement nibbles, in bits 0..15.
+QD_HD constexpr uint32_t int4_of_bytes(uint32_t bytes) {
+  uint32_t x = bytes & 0x0f0f0f0fu;
+  x = (x | x >> 4) & 0x00ff00ffu;
+  return (x | x >> 8) & 0xffffu;
+}
+// Whether all four bytes lie in -8..7: q + 8 a byte, without a carry between bytes, has no high nibble.
+QD_HD constexpr bool bytes_are_int4(uint32_t bytes) {
+  const uint32_t plus8 = ((bytes & 0x7f7f7f7fu) + 0x08080808u) ^ (bytes & 0x80808080u);
+  return (plus8 & 0xf0f0f0f0u) == 0;
+}
+
 }  // namespace quadrille::numerics

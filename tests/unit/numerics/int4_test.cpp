@@ -35,6 +35,25 @@ TEST(Int4, WordsConvertNibbleByNibble) {
   }
 }
 
+TEST(Int4, FourBytesToNibbles) {
+  for (int place = 0; place < 4; ++place) {
+    for (uint32_t byte = 0; byte < 256; ++byte) {
+      for (const uint32_t others : {0x00u, 0x07u, 0xf8u, 0xffu}) {
+        uint32_t bytes = others * 0x01010101u;
+        bytes = (bytes & ~(0xffu << (8 * place))) | byte << (8 * place);
+        const int q = static_cast<int8_t>(byte);
+        ASSERT_EQ(bytes_are_int4(bytes), q >= -8 && q <= 7) << bytes;
+        uint32_t expected = 0;
+        for (int b = 0; b < 4; ++b) expected |= (bytes >> (8 * b) & 15u) << (4 * b);
+        ASSERT_EQ(int4_of_bytes(bytes), expected) << bytes;
+      }
+    }
+  }
+  // One bad byte among bad ones stays bad.
+  EXPECT_FALSE(bytes_are_int4(0x80808080u));
+  EXPECT_FALSE(bytes_are_int4(0xf7f7f7f7u));
+}
+
 TEST(Int4, EveryNibbleAtEveryPlaceBesideEveryOther) {
   for (int j = 0; j < 8; ++j) {
     for (uint32_t v = 0; v < 16; ++v) {

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checks, sizes and the order of steps of the device preparation. The steps of a host source, expert e in slot e % 2:
+//   prepare: [staging ready] ............ [wait copied e] [prepare e] [slot free] ...
+//   copy:    [wait staging ready] [wait slot free of e - 2] [copy e] [copied] ...
+#include "prepare/device_prepare.h"
+
+#include <algorithm>
+#include <array>
+
+#include "layout/w4_hopper64.h"
+#include "layout/w4_lanes16.h"
+
+namespace quadrille::prepare {
+namespace {
+
+using device::HandOver;
+using kernels::DevicePrepareW4;
+using kernels::Numerics;
+using kernels::W4Source;
+
+constexpr int kSlots = 2;
+constexpr int64_t kMaxSide = int64_t{1} << 24;  // rows of a part, k: beyond it a grid would not fit
+
+constexpr int64_t align_up(int64_t bytes, int64_t alignment) {
+  return layout::ceil_div(bytes, alignment) * alignment;
+}
+
+layout::W4Hopper64 map_of(const DeviceW4Source& s) {
+  return {s.part_n * s.num_parts, s.k, s.group_size, s.numerics == Numerics::kVllm};
+}
+
+bool has_bias(const DeviceW4Source& s) {
+  return s.experts[0].bias[0] != nullptr;
+}
+
+// Bytes of one part of one expert, and where they lie in a staging slot.
+struct PartBytes {
+  int64_t codes, scales, bias;
+  int64_t size() const { return align_up(codes, 256) + align_up(scales, 256) + align_up(bias, 256); }
+};
+
+PartBytes part_bytes(const DeviceW4Source& s) {
+  return {s.part_n * (s.source == W4Source::kInt8 ? s.k : s.k / 2),
+          s.part_n * layout::num_groups(s.k, s.group_size) * 2, has_bias(s) ? s.part_n * 4 : 0};
+}
+
+Status check_shape(const DeviceW4Source& s) {
+  const int64_t g = s.group_size;
+  if (g != 0 && g != 32 && g != 64 && g != 128) {
+    return make_error(ErrorCode::kUnsupported,
+                      "group size {} is not supported: legal are 32, 64, 128 and one scale a channel (0)", g);
+  }
+  if (s.part_n <= 0 || s.part_n % 8 != 0 || s.k <= 0 || s.k % 8 != 0 || s.part_n > kMaxSide || s.k > kMaxSide) {
+    return make_error(ErrorCode::kUnsupported,
+                      "a 4-bit matrix on the device needs n and k in multiples of 8 from 8 to {}, found [{}, {}]",
+                      kMaxSide, s.part_n, s.k);
+  }
+  if (s.num_parts != 1 && s.num_parts != 2) {
+    return make_error(ErrorCode::kInvalidArgument, "{} matrices an expert: the Hopper layout takes one, or gate and up",
+                      s.num_parts);
+  }
+  const auto source = static_cast<int32_t>(s.source);
+  if (source < 0 || source > static_cast<int32_t>(W4Source::kInt8)) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "source dialect {} is unknown: legal are 0 (uint4b8), 1 (int4) and 2 (int8)", source);
+  }
+  if (s.experts.empty()) return make_error(ErrorCode::kInvalidArgument, "no expert to prepare");
+  return {};
+}
+
+Status check_pointer(const void* pointer, uint64_t alignment, size_t expert, int part, const char* what) {
+  if (pointer == nullptr) {
+    return make_error(ErrorCode::kInvalidArgument, "expert {}, matrix {}: {} is a null pointer", expert, part, what);
+  }
+  if (reinterpret_cast<uint64_t>(pointer) % alignment != 0) {
+    return make_error(ErrorCode::kInvalidArgument, "expert {}, matrix {}: {} must lie at a multiple of {} bytes",
+                      expert, part, what, alignment);
+  }
+  return {};
+}
+
+// Host memory is copied, so it may lie anywhere; device memory is read in words.
+Status check_pointers(const DeviceW4Source& s) {
+  const uint64_t word = s.on_host ? 1 : 4, half = s.on_host ? 1 : 2;
+  for (size_t e = 0; e < s.experts.size(); ++e) {
+    for (int part = 0; part < s.num_parts; ++part) {
+      const DeviceW4Expert& expert = s.experts[e];
+      QD_TRY_STATUS(check_pointer(expert.codes[part], word, e, part, "codes"));
+      QD_TRY_STATUS(check_pointer(expert.scales[part], half, e, part, "scales"));
+      if ((expert.bias[part] != nullptr) != has_bias(s)) {
+        return make_error(ErrorCode::kInvalidArgument,
+                          "expert {}, matrix {}: either every matrix of every expert has a bias or none", e, part);
+      }
+      if (has_bias(s)) QD_TRY_STATUS(check_pointer(expert.bias[part], word, e, part, "bias"));
+    }
+  }
+  return {};
+}
+
+Status check_source(const DeviceW4Source& s) {
+  QD_TRY_STATUS(check_shape(s));
+  return check_pointers(s);
+}
+
+DeviceW4Sizes sizes_of(const DeviceW4Source& s) {
+  const layout::W4Hopper64 map = map_of(s);
+  const auto experts = static_cast<int64_t>(s.experts.size());
+  DeviceW4Sizes sizes;
+  sizes.expert_stride = align_up(map.num_bytes(), 128);
+  sizes.weight_bytes = static_cast<size_t>(experts * sizes.expert_stride);
+  const auto row_floats = static_cast<size_t>(experts * map.padded_n()) * sizeof(float);
+  if (s.numerics == Numerics::kVllm) sizes.channel_scale_bytes = row_floats;
+  if (has_bias(s)) sizes.bias_bytes = row_floats;
+  if (s.on_host) sizes.staging_bytes = static_cast<size_t>(kSlots * s.num_parts * part_bytes(s).size());
+  return sizes;
+}
+
+Status check_address(const void* pointer, uint64_t alignment, bool wanted, const char* what) {
+  if (!wanted || (pointer != nullptr && reinterpret_cast<uint64_t>(pointer) % alignment == 0)) return {};
+  return make_error(ErrorCode::kInvalidArgument, "{} must be device memory at a multiple of {} bytes, found {}", what,
+                    alignment, pointer);
+}
+
+Status check_destination(const DeviceW4Source& s, const DeviceW4Destination& d, const void* staging,
+                         const uint32_t* status) {
+  QD_TRY_STATUS(check_address(d.weights, 128, true, "the prepared weights"));
+  QD_TRY_STATUS(check_address(d.channel_scale, 4, s.numerics == Numerics::kVllm, "the channel scales of vllm"));
+  QD_TRY_STATUS(check_address(d.bias, 4, has_bias(s), "the prepared bias"));
+  QD_TRY_STATUS(check_address(staging, 256, s.on_host, "the staging memory of a host source"));
+  return check_address(status, 4, true, "the status word");
+}
+
+Status check_streams(const DeviceW4Source& s, const PrepareStreams& streams) {
+  bool complete = streams.prepare.handle != nullptr && streams.done.handle != nullptr;
+  if (s.on_host) {
+    complete = complete && streams.copy.handle != nullptr && streams.staging_ready.handle != nullptr;
+    for (int slot = 0; slot < kSlots; ++slot) {
+      complete =
+          complete && streams.source_copied[slot].handle != nullptr && streams.staging_free[slot].handle != nullptr;
+    }
+  }
+  if (complete) return {};
+  return make_error(ErrorCode::kInvalidArgument,
+                    "a preparation needs a stream and the event 'done'; from host memory a copy stream and its five "
+                    "events, too: found a null handle (the default stream is not used)");
+}
+
+// Everything but the experts' own pointers, for experts [first, first + count).
+DevicePrepareW4 problem_of(const DeviceW4Source& s, const DeviceW4Destination& d, int64_t first, int64_t count,
+                           uint32_t* status) {
+  const layout::W4Hopper64 map = map_of(s);
+  DevicePrepareW4 p;
+  p.numerics = s.numerics;
+  p.source = s.source;
+  p.part_n = s.part_n;
+  p.k = s.k;
+  p.group_size = s.group_size;
+  p.num_parts = s.num_parts;
+  p.num_experts = static_cast<int32_t>(count);
+  p.expert_stride = sizes_of(s).expert_stride;
+  p.weights = d.weights + first * p.expert_stride;
+  if (s.numerics == Numerics::kVllm) p.channel_scale = d.channel_scale + first * map.padded_n();
+  if (has_bias(s)) p.prepared_bias = d.bias + first * map.padded_n();
+  p.status = status;
+  return p;
+}
+
+void set_expert(DevicePrepareW4& p, int64_t index, const DeviceW4Expert& expert) {
+  for (int part = 0; part < p.num_parts; ++part) {
+    p.codes[index][part] = expert.codes[part];
+    p.scales[index][part] = expert.scales[part];
+    p.bias[index][part] = expert.bias[part];
+  }
+}
+
+void prepare_from_device(const kernels::DeviceTable& table, const DeviceW4Source& s, const DeviceW4Destination& d,
+                         device::Stream stream, uint32_t* status) {
+  const auto experts = static_cast<int64_t>(s.experts.size());
+  for (int64_t first = 0; first < experts; first += kernels::kMaxPrepareExperts) {
+    const int64_t count = std::min<int64_t>(kernels::kMaxPrepareExperts, experts - first);
+    DevicePrepareW4 p = problem_of(s, d, first, count, status);
+    for (int64_t i = 0; i < count; ++i) set_expert(p, i, s.experts[static_cast<size_t>(first + i)]);
+    device::before_step("prepare.weights", stream);
+    table.prepare_w4(p, stream);
+  }
+}
+
+// One expert's pieces into a slot; the expert with the pointers there.
+Result<DeviceW4Expert> copy_expert(const DeviceW4Source& s, const DeviceW4Expert& expert, uint8_t* slot,
+                                   device::Stream stream) {
+  const PartBytes bytes = part_bytes(s);
+  DeviceW4Expert there;
+  const auto copy = [&](const void* from, int64_t size) -> Result<const void*> {
+    uint8_t* to = slot;
+    slot += align_up(size, 256);
+    QD_TRY_STATUS(device::copy_to_device(to, from, static_cast<size_t>(size), stream));
+    return static_cast<const void*>(to);
+  };
+  for (int part = 0; part < s.num_parts; ++part) {
+    QD_TRY(there.codes[part], copy(expert.codes[part], bytes.codes));
+    QD_TRY(there.scales[part], copy(expert.scales[part], bytes.scales));
+    if (bytes.bias > 0) {
+      QD_TRY(there.bias[part], copy(expert.bias[part], bytes.bias));
+    }
+  }
+  return there;
+}
+
+Status prepare_from_host(const kernels::DeviceTable& table, const DeviceW4Source& s, const DeviceW4Destination& d,
+                         uint8_t* staging, const PrepareStreams& streams, uint32_t* status) {
+  const int64_t slot_bytes = s.num_parts * part_bytes(s).size();
+  device::before_step("prepare.staging", streams.prepare);
+  device::fresh_buffer(staging, static_cast<size_t>(kSlots * slot_bytes), streams.prepare);
+  QD_TRY_STATUS(device::hand_over(HandOver::kStagingReady, streams.staging_ready, streams.prepare, streams.copy));
+  for (size_t e = 0; e < s.experts.size(); ++e) {
+    const size_t slot = e % kSlots;
+    uint8_t* memory = staging + static_cast<int64_t>(slot) * slot_bytes;
+    if (e >= kSlots) {
+      QD_TRY_STATUS(device::enter(HandOver::kStagingFree, streams.staging_free[slot], streams.copy));
+    }
+    device::before_step("prepare.copy", streams.copy);
+    QD_TRY(const DeviceW4Expert expert, copy_expert(s, s.experts[e], memory, streams.copy));
+    QD_TRY_STATUS(
+        device::hand_over(HandOver::kSourceCopied, streams.source_copied[slot], streams.copy, streams.prepare));
+    DevicePrepareW4 p = problem_of(s, d, static_cast<int64_t>(e), 1, status);
+    set_expert(p, 0, expert);
+    device::before_step("prepare.weights", streams.prepare);
+    table.prepare_w4(p, streams.prepare);
+    // Left here and entered two experts later: an event recorded there would wait for the expert between, too.
+    QD_TRY_STATUS(device::leave(HandOver::kStagingFree, streams.staging_free[slot], streams.prepare));
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<DeviceW4Sizes> device_w4_sizes(const DeviceW4Source& source) {
+  QD_TRY_STATUS(check_source(source));
+  return sizes_of(source);
+}
+
+Status prepare_on_device(const kernels::DeviceTable& table, const DeviceW4Source& source,
+                         const DeviceW4Destination& destination, void* staging, const PrepareStreams& streams,
+                         uint32_t* status) {
+  QD_TRY_STATUS(check_source(source));
+  QD_TRY_STATUS(check_destination(source, destination, staging, status));
+  QD_TRY_STATUS(check_streams(source, streams));
+  if (source.on_host) {
+    QD_TRY_STATUS(prepare_from_host(table, source, destination, static_cast<uint8_t*>(staging), streams, status));
+  } else {
+    prepare_from_device(table, source, destination, streams.prepare, status);
+  }
+  return device::leave(HandOver::kWeightsPrepared, streams.done, streams.prepare);
+}
+
+}  // namespace quadrille::prepare
