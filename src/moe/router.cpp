@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "numerics/bits.h"
 #include "numerics/exp.h"
 #include "numerics/lane_sum.h"
 #include "numerics/silu.h"
@@ -78,7 +79,9 @@ float group_score(const RouterRule& rule, const float* choice) {
       second = choice[i];
     }
   }
-  return rule.scoring == Scoring::kSigmoid && size > 1 ? first + second : first;
+  if (rule.scoring != Scoring::kSigmoid || size == 1) return first;
+  const float sum = first + second;
+  return std::isnan(sum) ? kLowest : sum;  // +Inf and -Inf
 }
 
 // The groups whose experts may be chosen, ascending.
@@ -121,6 +124,7 @@ void weigh(const RouterRule& rule, const Scratch& s, const int32_t* ids, float* 
   if (rule.routed_scaling != 1.0f) {
     for (int64_t j = 0; j < k; ++j) weights[j] = weights[j] * rule.routed_scaling;
   }
+  for (int64_t j = 0; j < k; ++j) weights[j] = numerics::canonical(weights[j]);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include <random>
 #include <vector>
 
+#include "numerics/bits.h"
 #include "numerics/exp.h"
 #include "numerics/lane_sum.h"
 #include "numerics/silu.h"
@@ -213,6 +214,19 @@ TEST(Router, NotANumberTakesTheLowestExpertsAndStaysVisible) {
   grouped.num_groups = 2;
   grouped.groups_kept = 1;
   EXPECT_EQ(route(grouped, {nan, nan, nan, nan}).ids, (std::vector<int32_t>{0, 1})) << "and never a dropped group";
+}
+
+TEST(Router, GroupOfOppositeInfinitiesIsNoChoiceAndNanWeightsAreCanonical) {
+  RouterRule rule = rule_of(Scoring::kSigmoid, 6, 1);
+  rule.num_groups = 3;
+  rule.groups_kept = 1;
+  const Routed routed = route(rule, std::vector<float>(6, 0.0f), {kInf, -kInf, 0.0f, 0.0f, 1.0f, 1.0f});
+  EXPECT_EQ(routed.ids[0], 4) << "Inf - Inf counts as -infinity, wherever it stands";
+  rule = rule_of(Scoring::kSigmoid, 4, 2);
+  rule.renormalise = true;  // 0 / 0
+  for (const float w : route(rule, std::vector<float>(4, -kInf)).weights) {
+    EXPECT_EQ(numerics::bits_of(w), numerics::kCanonicalNanF32);
+  }
 }
 
 TEST(Router, BrokenRulesAreErrors) {
