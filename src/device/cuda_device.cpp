@@ -137,4 +137,25 @@ Result<float> elapsed_ms(Event begin, Event end) {
   return ms;
 }
 
+Result<bool> reached(Event event) {
+  QD_TRY_STATUS(check_event(event));
+  // A query is refused in a thread that captures, unless the thread is relaxed meanwhile.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  QD_TRY_STATUS(cuda_status(cudaThreadExchangeStreamCaptureMode(&mode), "asking for an event"));
+  const cudaError_t found = cudaEventQuery(native(event));
+  QD_TRY_STATUS(cuda_status(cudaThreadExchangeStreamCaptureMode(&mode), "asking for an event"));
+  if (found == cudaErrorNotReady) {
+    (void)cudaGetLastError();
+    return false;
+  }
+  QD_TRY_STATUS(cuda_status(found, "asking for an event"));
+  return true;
+}
+Result<bool> capturing(Stream stream) {
+  QD_TRY_STATUS(check_stream(stream));
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  QD_TRY_STATUS(cuda_status(cudaStreamIsCapturing(native(stream), &status), "asking for a stream's capture"));
+  return status != cudaStreamCaptureStatusNone;
+}
+
 }  // namespace quadrille::device

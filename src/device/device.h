@@ -48,6 +48,9 @@ class OwnedStream {
   }
   ~OwnedStream();
   Stream get() const { return stream_; }
+  // Between this object and a bare handle: who holds the handle destroys it.
+  Stream release() { return std::exchange(stream_, {}); }
+  static OwnedStream adopt(Stream stream) { return OwnedStream(stream); }
 
  private:
   explicit OwnedStream(Stream stream) : stream_(stream) {}
@@ -65,6 +68,8 @@ class OwnedEvent {
   }
   ~OwnedEvent();
   Event get() const { return event_; }
+  Event release() { return std::exchange(event_, {}); }
+  static OwnedEvent adopt(Event event) { return OwnedEvent(event); }
 
  private:
   explicit OwnedEvent(Event event) : event_(event) {}
@@ -77,6 +82,10 @@ Status wait(Stream stream, Event event);
 Status synchronize(Stream stream);
 Status synchronize(Event event);
 Result<float> elapsed_ms(Event begin, Event end);
+// Whether the work before a recorded event is done; never waits, may be asked while a stream is captured.
+Result<bool> reached(Event event);
+// Whether calls on the stream are being captured into a graph.
+Result<bool> capturing(Stream stream);
 
 // Whose memory: the caller's, or the stream-ordered pool of the device (default_allocator).
 struct Allocator {
@@ -104,6 +113,11 @@ class Buffer {
   size_t size_bytes() const { return bytes_; }
   // Releases in the order of this stream instead: one that comes after the last use.
   void release_on(Stream stream) { stream_ = stream; }
+  // Hands the memory out: whoever holds it releases it.
+  void* release() {
+    bytes_ = 0;
+    return std::exchange(memory_, nullptr);
+  }
 
  private:
   Allocator allocator_;

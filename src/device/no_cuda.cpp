@@ -49,6 +49,12 @@ Status synchronize(Event) {
 Result<float> elapsed_ms(Event, Event) {
   return no_cuda();
 }
+Result<bool> reached(Event) {
+  return no_cuda();
+}
+Result<bool> capturing(Stream) {
+  return no_cuda();
+}
 
 Allocator default_allocator() {
   return {};

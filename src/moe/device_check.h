@@ -9,8 +9,8 @@ namespace quadrille::moe {
 
 // Rows of a grouped product, tokens times choices: slots are 32-bit.
 inline constexpr int64_t kMaxRows = (int64_t{1} << 31) - 1;
-// Features of a matrix: bulk copies have 32-bit coordinates.
-inline constexpr int64_t kMaxFeatures = int64_t{1} << 28;
+// Features of a matrix, two parts of what the preparation takes: kernels have 32-bit coordinates.
+inline constexpr int64_t kMaxFeatures = int64_t{1} << 25;
 
 // Shapes, numerics and activation of an MLP of `num_experts` experts. `name` goes before the error.
 Status check_device_mlp(const DeviceMlp& mlp, const char* name);

@@ -15,14 +15,6 @@ Status check_masked_batch(const DeviceMoeLayer& layer, const DeviceMaskedBatch& 
   return check_mlp_memory(layer.experts, "experts");
 }
 
-Status check_linear(const DeviceLinear& linear, int64_t num_rows) {
-  QD_TRY_STATUS(check_device_linear(linear, "linear"));
-  if (linear.num_experts != 1) {
-    return make_error(ErrorCode::kInvalidArgument, "linear: expected one matrix, found {}", linear.num_experts);
-  }
-  return check_row_count(num_rows, "linear");
-}
-
 }  // namespace
 
 Status can_run_masked(const DeviceMoeLayer& layer, int64_t max_m) {
@@ -87,14 +79,22 @@ Status run_masked_layer(const kernels::DeviceTable& table, const DeviceMoeLayer&
   return {};
 }
 
+Status can_run_linear(const DeviceLinear& linear, int64_t max_rows) {
+  QD_TRY_STATUS(check_device_linear(linear, "linear"));
+  if (linear.num_experts != 1) {
+    return make_error(ErrorCode::kInvalidArgument, "linear: expected one matrix, found {}", linear.num_experts);
+  }
+  return check_row_count(max_rows, "linear");
+}
+
 size_t linear_workspace_bytes(const DeviceLinear& linear, int64_t max_rows) {
-  return check_linear(linear, max_rows) ? plan_linear_parts(linear, max_rows).total : 0;
+  return can_run_linear(linear, max_rows) ? plan_linear_parts(linear, max_rows).total : 0;
 }
 
 Status run_device_linear(const kernels::DeviceTable& table, const DeviceLinear& linear, const uint16_t* x,
                          int64_t num_rows, uint16_t* out, void* workspace, size_t workspace_size, device::Stream stream,
                          const DeviceLayerOptions& options) {
-  QD_TRY_STATUS(check_linear(linear, num_rows));
+  QD_TRY_STATUS(can_run_linear(linear, num_rows));
   QD_TRY_STATUS(device::check_stream(stream));
   if (num_rows == 0) return {};
   QD_TRY_STATUS(check_pointer(x, 16, "x"));

@@ -96,6 +96,7 @@ Status run_masked_layer(const kernels::DeviceTable& table, const DeviceMoeLayer&
                         const DeviceLayerOptions& options = {});
 
 // One W4A8 linear layer: out [num_rows, n] = bf16(W * E4(x)) (+ bias); the same kernel with one expert.
+Status can_run_linear(const DeviceLinear& linear, int64_t max_rows);
 size_t linear_workspace_bytes(const DeviceLinear& linear, int64_t max_rows);
 Status run_device_linear(const kernels::DeviceTable& table, const DeviceLinear& linear, const uint16_t* x,
                          int64_t num_rows, uint16_t* out, void* workspace, size_t workspace_size, device::Stream stream,

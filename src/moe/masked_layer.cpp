@@ -2,6 +2,7 @@
 // Rows that exist are gathered into slots, expert by expert; everything after the first product runs over slots.
 #include "moe/masked_layer.h"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -25,10 +26,10 @@ Status check_masked(const GatedMlp& experts, const W4Linear* gate_up, const Exec
     return make_error(ErrorCode::kUnsupported,
                       "masked layout: 1 x 128 activation scales run with the numerics 'exact' only, found 'vllm'");
   }
-  const int64_t most = std::numeric_limits<int32_t>::max();
-  if (max_m < 0 || max_m > most / gate_up->num_experts) {
+  const int64_t most = std::numeric_limits<int32_t>::max() / std::max<int64_t>(1, gate_up->num_experts);
+  if (max_m < 0 || max_m > most) {
     return make_error(ErrorCode::kInvalidArgument, "masked layout: {} experts of {} rows each; legal are 0 to {} rows",
-                      gate_up->num_experts, max_m, most / gate_up->num_experts);
+                      gate_up->num_experts, max_m, most);
   }
   return check_mlp(experts, gate_up->num_experts);
 }
