@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Test buffers: poisoned when made, with canaries on both sides where a kernel writes.
+// Where the device tests take memory: from the pool between canaries, or (guarded_memory.h) in front of an unmapped
+// page. Fresh memory is poisoned.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <cstring>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "device/device.h"
@@ -13,24 +14,36 @@
 namespace quadrille::testing {
 
 inline constexpr uint8_t kPoison = 0xff;  // NaN as bf16, fp32 and e4m3; -1 as an integer
+inline constexpr uint8_t kCanary = 0xc5;
 
-// `count` values, every byte poisoned. At least 256 bytes, so that an empty tensor has an address too.
-template <typename T>
-device::Buffer poisoned(int64_t count, device::Stream stream, uint8_t byte = kPoison) {
-  const size_t bytes = std::max<size_t>(256, static_cast<size_t>(count) * sizeof(T));
-  device::Buffer buffer = must(device::Buffer::allocate(bytes, stream));
-  must(device::fill(buffer.get(), byte, bytes, stream));
-  return buffer;
-}
+// Takes live as long as the object.
+class Memory {
+ public:
+  Memory() = default;
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  virtual ~Memory() = default;
 
-// A copy of `values`. Returns when the values may go.
-template <typename T>
-device::Buffer on_device(const std::vector<T>& values, device::Stream stream) {
-  device::Buffer buffer = poisoned<T>(static_cast<int64_t>(values.size()), stream);
-  if (!values.empty()) must(device::copy_to_device(buffer.get(), values.data(), values.size() * sizeof(T), stream));
-  must(device::synchronize(stream));
-  return buffer;
-}
+  // At a multiple of `alignment` (256 at most), every byte `byte`. Zero bytes have an address, too.
+  virtual void* take_bytes(size_t bytes, size_t alignment, uint8_t byte, device::Stream stream) = 0;
+  // An empty one of the same kind.
+  virtual std::unique_ptr<Memory> another() const = 0;
+  // Which takes have harmed canaries around them; empty: none. Waits for the stream.
+  virtual std::string harmed(device::Stream stream) const = 0;
+
+  template <typename T>
+  T* take(int64_t count, size_t alignment, device::Stream stream, uint8_t byte = kPoison) {
+    return static_cast<T*>(take_bytes(static_cast<size_t>(count) * sizeof(T), alignment, byte, stream));
+  }
+  // A copy of `values`, aligned as T. Returns when the values may go.
+  template <typename T>
+  T* copy_of(const std::vector<T>& values, device::Stream stream) {
+    T* memory = take<T>(static_cast<int64_t>(values.size()), alignof(T), stream);
+    if (!values.empty()) must(device::copy_to_device(memory, values.data(), values.size() * sizeof(T), stream));
+    must(device::synchronize(stream));
+    return memory;
+  }
+};
 
 template <typename T>
 std::vector<T> on_host(const void* memory, int64_t count, device::Stream stream) {
@@ -40,35 +53,43 @@ std::vector<T> on_host(const void* memory, int64_t count, device::Stream stream)
   return values;
 }
 
-// Memory between two canaries.
-class Fenced {
- public:
-  static constexpr size_t kFence = 4096;
-  static constexpr uint8_t kCanary = 0xc5;
+// "" or how many of the `bytes` at `memory` are no canaries any more.
+inline std::string harmed_canaries(const uint8_t* memory, size_t bytes, device::Stream stream) {
+  size_t harmed = 0;
+  for (uint8_t byte : on_host<uint8_t>(memory, static_cast<int64_t>(bytes), stream)) harmed += byte != kCanary ? 1 : 0;
+  return harmed == 0 ? "" : fmt::format("{} of {} canaries", harmed, bytes);
+}
 
-  Fenced(size_t bytes, uint8_t byte, device::Stream stream) : bytes_(bytes), stream_(stream) {
-    buffer_ = must(device::Buffer::allocate(bytes + 2 * kFence, stream));
-    must(device::fill(buffer_.get(), kCanary, bytes + 2 * kFence, stream));
-    refill(byte);
+// The stream-ordered pool, with canaries on both sides of a take.
+class PoolMemory : public Memory {
+ public:
+  static constexpr size_t kFence = 1024;
+
+  void* take_bytes(size_t bytes, size_t, uint8_t byte, device::Stream stream) override {
+    device::Buffer buffer = must(device::Buffer::allocate(bytes + 2 * kFence, stream));
+    auto* memory = buffer.as<uint8_t>();
+    must(device::fill(memory, kCanary, kFence, stream));
+    must(device::fill(memory + kFence, byte, bytes, stream));
+    must(device::fill(memory + kFence + bytes, kCanary, kFence, stream));
+    buffers_.push_back(std::move(buffer));
+    return memory + kFence;
   }
-  void refill(uint8_t byte) {
-    if (bytes_ > 0) must(device::fill(get(), byte, bytes_, stream_));
+  std::unique_ptr<Memory> another() const override { return std::make_unique<PoolMemory>(); }
+  std::string harmed(device::Stream stream) const override {
+    std::string text;
+    for (const device::Buffer& buffer : buffers_) {
+      const std::string front = harmed_canaries(buffer.as<uint8_t>(), kFence, stream);
+      const std::string back = harmed_canaries(buffer.as<uint8_t>() + buffer.size_bytes() - kFence, kFence, stream);
+      if (!front.empty() || !back.empty()) {
+        text += fmt::format("take of {} bytes: before it [{}], behind it [{}]; ", buffer.size_bytes() - 2 * kFence,
+                            front, back);
+      }
+    }
+    return text;
   }
-  uint8_t* get() const { return buffer_.as<uint8_t>() + kFence; }
-  size_t size_bytes() const { return bytes_; }
-  // Waits for the stream.
-  bool intact() const { return intact_at(buffer_.as<uint8_t>()) && intact_at(buffer_.as<uint8_t>() + kFence + bytes_); }
 
  private:
-  bool intact_at(const uint8_t* fence) const {
-    for (uint8_t byte : on_host<uint8_t>(fence, kFence, stream_)) {
-      if (byte != kCanary) return false;
-    }
-    return true;
-  }
-  device::Buffer buffer_;
-  size_t bytes_;
-  device::Stream stream_;
+  std::vector<device::Buffer> buffers_;
 };
 
 }  // namespace quadrille::testing

@@ -21,22 +21,24 @@ int64_t code_bytes(const StackSpec& spec) {
 
 // Room for the canonical form of `slots` experts, reused chunk by chunk.
 struct Canonical {
-  device::Buffer codes, scales, bias;
+  uint8_t* codes = nullptr;
+  uint16_t* scales = nullptr;
+  float* bias = nullptr;
   int64_t slots;
 
-  Canonical(const StackSpec& spec, int64_t num_slots, device::Stream stream) : slots(num_slots) {
-    codes = poisoned<uint8_t>(slots * spec.num_parts * code_bytes(spec), stream);
-    scales = poisoned<uint16_t>(slots * spec.num_parts * spec.part_n * spec.groups(), stream);
-    if (spec.bias) bias = poisoned<float>(slots * spec.num_parts * spec.part_n, stream);
+  Canonical(const StackSpec& spec, int64_t num_slots, Memory* memory, device::Stream stream) : slots(num_slots) {
+    codes = memory->take<uint8_t>(slots * spec.num_parts * code_bytes(spec), 4, stream);
+    scales = memory->take<uint16_t>(slots * spec.num_parts * spec.part_n * spec.groups(), 2, stream);
+    if (spec.bias) bias = memory->take<float>(slots * spec.num_parts * spec.part_n, 4, stream);
   }
   uint8_t* codes_of(const StackSpec& spec, int64_t expert, int part) const {
-    return codes.as<uint8_t>() + (expert % slots * spec.num_parts + part) * code_bytes(spec);
+    return codes + (expert % slots * spec.num_parts + part) * code_bytes(spec);
   }
   uint16_t* scales_of(const StackSpec& spec, int64_t expert, int part) const {
-    return scales.as<uint16_t>() + (expert % slots * spec.num_parts + part) * spec.part_n * spec.groups();
+    return scales + (expert % slots * spec.num_parts + part) * spec.part_n * spec.groups();
   }
   float* bias_of(const StackSpec& spec, int64_t expert, int part) const {
-    return spec.bias ? bias.as<float>() + (expert % slots * spec.num_parts + part) * spec.part_n : nullptr;
+    return spec.bias ? bias + (expert % slots * spec.num_parts + part) * spec.part_n : nullptr;
   }
   void fill(const StackSpec& spec, int64_t expert, device::Stream stream) const {
     for (int part = 0; part < spec.num_parts; ++part) {
@@ -50,11 +52,7 @@ struct Canonical {
   }
 };
 
-}  // namespace
-
-DeviceStack make_device_stack(const kernels::DeviceTable& table, const StackSpec& spec, device::Stream stream) {
-  const int64_t slots = std::clamp<int64_t>(kCanonicalBytes / (spec.num_parts * code_bytes(spec)), 1, spec.experts);
-  const Canonical canonical(spec, slots, stream);
+std::vector<prepare::DeviceW4Expert> experts_of(const StackSpec& spec, const Canonical& canonical) {
   std::vector<prepare::DeviceW4Expert> experts(static_cast<size_t>(spec.experts));
   for (int64_t e = 0; e < spec.experts; ++e) {
     for (int part = 0; part < spec.num_parts; ++part) {
@@ -64,6 +62,10 @@ DeviceStack make_device_stack(const kernels::DeviceTable& table, const StackSpec
       expert.bias[part] = canonical.bias_of(spec, e, part);
     }
   }
+  return experts;
+}
+
+prepare::DeviceW4Source source_of(const StackSpec& spec) {
   prepare::DeviceW4Source source;
   source.source = spec.source;
   source.numerics = spec.numerics;
@@ -71,43 +73,58 @@ DeviceStack make_device_stack(const kernels::DeviceTable& table, const StackSpec
   source.num_parts = spec.num_parts;
   source.k = spec.k;
   source.group_size = spec.group;
+  return source;
+}
+
+}  // namespace
+
+moe::DeviceLinear make_device_stack(const kernels::DeviceTable& table, const StackSpec& spec, Memory* memory,
+                                    device::Stream stream) {
+  const int64_t slots = std::clamp<int64_t>(kCanonicalBytes / (spec.num_parts * code_bytes(spec)), 1, spec.experts);
+  const std::unique_ptr<Memory> temporary = memory->another();
+  const Canonical canonical(spec, slots, temporary.get(), stream);
+  const std::vector<prepare::DeviceW4Expert> experts = experts_of(spec, canonical);
+  prepare::DeviceW4Source source = source_of(spec);
   source.experts = experts;
   const prepare::DeviceW4Sizes sizes = must(prepare::device_w4_sizes(source));
 
-  DeviceStack stack;
-  stack.weights = poisoned<uint8_t>(static_cast<int64_t>(sizes.weight_bytes), stream);
-  stack.channel_scale = poisoned<uint8_t>(static_cast<int64_t>(sizes.channel_scale_bytes), stream);
-  stack.bias = poisoned<uint8_t>(static_cast<int64_t>(sizes.bias_bytes), stream);
-  stack.status = poisoned<uint32_t>(1, stream, 0);
-  const int64_t padded_n = layout::W4Hopper64{spec.n(), spec.k, spec.group, false}.padded_n();
   const bool vllm = spec.numerics == kernels::Numerics::kVllm;
+  prepare::DeviceW4Destination whole;
+  whole.weights = memory->take<uint8_t>(static_cast<int64_t>(sizes.weight_bytes), 128, stream);
+  if (vllm) whole.channel_scale = memory->take<float>(static_cast<int64_t>(sizes.channel_scale_bytes / 4), 16, stream);
+  if (spec.bias) whole.bias = memory->take<float>(static_cast<int64_t>(sizes.bias_bytes / 4), 16, stream);
+  auto* status = temporary->take<uint32_t>(1, 4, stream, 0);
+  const int64_t padded_n = layout::W4Hopper64{spec.n(), spec.k, spec.group, false}.padded_n();
   const device::OwnedEvent done = must(device::OwnedEvent::create());
   for (int64_t first = 0; first < spec.experts; first += slots) {
     const int64_t count = std::min(slots, spec.experts - first);
     for (int64_t e = first; e < first + count; ++e) canonical.fill(spec, e, stream);
     source.experts = std::span(experts).subspan(static_cast<size_t>(first), static_cast<size_t>(count));
     prepare::DeviceW4Destination destination;
-    destination.weights = stack.weights.as<uint8_t>() + first * sizes.expert_stride;
-    if (vllm) destination.channel_scale = stack.channel_scale.as<float>() + first * padded_n;
-    if (spec.bias) destination.bias = stack.bias.as<float>() + first * padded_n;
+    destination.weights = whole.weights + first * sizes.expert_stride;
+    if (vllm) destination.channel_scale = whole.channel_scale + first * padded_n;
+    if (spec.bias) destination.bias = whole.bias + first * padded_n;
     prepare::PrepareStreams streams;
     streams.prepare = stream;
     streams.done = done.get();
-    must(prepare::prepare_on_device(table, source, destination, nullptr, streams, stack.status.as<uint32_t>()));
+    must(prepare::prepare_on_device(table, source, destination, nullptr, streams, status));
   }
-  const uint32_t status = on_host<uint32_t>(stack.status.get(), 1, stream)[0];
-  if (status != 0) throw std::runtime_error(fmt::format("preparation left status {:#x}", status));
+  const uint32_t found = on_host<uint32_t>(status, 1, stream)[0];
+  if (found != 0) throw std::runtime_error(fmt::format("preparation left status {:#x}", found));
+  const std::string harmed = temporary->harmed(stream);
+  if (!harmed.empty()) throw std::runtime_error("preparation wrote around its sources: " + harmed);
 
-  stack.linear.num_experts = spec.experts;
-  stack.linear.n = spec.n();
-  stack.linear.k = spec.k;
-  stack.linear.group_size = spec.group;
-  stack.linear.numerics = spec.numerics;
-  stack.linear.weights = stack.weights.as<uint8_t>();
-  stack.linear.expert_stride = sizes.expert_stride;
-  stack.linear.channel_scale = vllm ? stack.channel_scale.as<float>() : nullptr;
-  stack.linear.bias = spec.bias ? stack.bias.as<float>() : nullptr;
-  return stack;
+  moe::DeviceLinear linear;
+  linear.num_experts = spec.experts;
+  linear.n = spec.n();
+  linear.k = spec.k;
+  linear.group_size = spec.group;
+  linear.numerics = spec.numerics;
+  linear.weights = whole.weights;
+  linear.expert_stride = sizes.expert_stride;
+  linear.channel_scale = whole.channel_scale;
+  linear.bias = whole.bias;
+  return linear;
 }
 
 }  // namespace quadrille::testing

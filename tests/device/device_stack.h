@@ -4,17 +4,15 @@
 #pragma once
 
 #include "device/cpu_stack.h"
-#include "device/device.h"
+#include "device/device_memory.h"
 #include "kernels/api/device_table.h"
 #include "moe/device_layer.h"
 
 namespace quadrille::testing {
 
-struct DeviceStack {
-  moe::DeviceLinear linear;
-  device::Buffer weights, channel_scale, bias, status;
-};
-// Everything is enqueued on `stream`; canonical weights exist for a few experts at a time.
-DeviceStack make_device_stack(const kernels::DeviceTable& table, const StackSpec& spec, device::Stream stream);
+// Everything is enqueued on `stream`; what the result names lives in `memory`. Canonical weights exist for a few
+// experts at a time, in memory of the same kind.
+moe::DeviceLinear make_device_stack(const kernels::DeviceTable& table, const StackSpec& spec, Memory* memory,
+                                    device::Stream stream);
 
 }  // namespace quadrille::testing

@@ -17,23 +17,21 @@ std::vector<T> rows_of(const std::vector<T>& values, const std::vector<int64_t>&
 }
 
 // The inputs of one call on the device.
-struct Inputs {
-  device::Buffer x, logits, ids, weights;
-};
-
-Inputs make_inputs(const LayerSpec& spec, const LayerRoutes& routes, const Call& call, device::Stream stream) {
-  const auto tokens = static_cast<int64_t>(call.keys.size());
-  Inputs in;
-  in.x = poisoned<uint16_t>(tokens * spec.hidden, stream);
-  const device::Buffer keys = on_device(call.keys, stream);
-  fill_activations(in.x.as<uint16_t>(), keys.as<int64_t>(), tokens, spec.hidden, spec.nonfinite, spec.seed, stream);
+moe::DeviceBatch make_batch(const LayerSpec& spec, const LayerRoutes& routes, const Call& call, Memory* memory,
+                            device::Stream stream) {
+  moe::DeviceBatch batch;
+  batch.num_tokens = static_cast<int64_t>(call.keys.size());
+  auto* x = memory->take<uint16_t>(batch.num_tokens * spec.hidden, 16, stream);
+  const int64_t* keys = memory->copy_of(call.keys, stream);
+  fill_activations(x, keys, batch.num_tokens, spec.hidden, spec.nonfinite, spec.seed, stream);
+  batch.x = x;
   if (spec.input != RouteInput::kIds && !call.as_ids) {
-    in.logits = on_device(rows_of(routes.logits, call.keys, spec.experts), stream);
+    batch.router_logits = memory->copy_of(rows_of(routes.logits, call.keys, spec.experts), stream);
   } else {
-    in.ids = on_device(rows_of(routes.ids, call.keys, spec.top_k), stream);
-    in.weights = on_device(rows_of(routes.weights, call.keys, spec.top_k), stream);
+    batch.topk_ids = memory->copy_of(rows_of(routes.ids, call.keys, spec.top_k), stream);
+    batch.topk_weights = memory->copy_of(rows_of(routes.weights, call.keys, spec.top_k), stream);
   }
-  return in;
+  return batch;
 }
 
 // Elements that still hold the poison, which no rounding point stores.
@@ -51,7 +49,7 @@ std::string unwritten(const std::vector<uint16_t>& out, int64_t width) {
 
 }  // namespace
 
-LayerCase::LayerCase(const LayerSpec& spec, ThreadPool* pool)
+LayerCase::LayerCase(const LayerSpec& spec, ThreadPool* pool, std::unique_ptr<Memory> memory)
     : spec_(spec),
       pool_(pool),
       table_(must(kernels::device_table())),
@@ -59,34 +57,28 @@ LayerCase::LayerCase(const LayerSpec& spec, ThreadPool* pool)
       side_(must(device::OwnedStream::create())),
       begins_(must(device::OwnedEvent::create())),
       ends_(must(device::OwnedEvent::create())),
-      routes_(make_routes(spec, pool)) {
+      routes_(make_routes(spec, pool)),
+      memory_(std::move(memory)) {
   layer_.rule = spec.rule();
   if (!routes_.correction_bias.empty()) {
-    correction_bias_ = on_device(routes_.correction_bias, main_.get());
-    layer_.correction_bias = correction_bias_.as<float>();
+    layer_.correction_bias = memory_->copy_of(routes_.correction_bias, main_.get());
   }
-  if (const auto map = spec.expert_map(); !map.empty()) {
-    expert_map_ = on_device(map, main_.get());
-    layer_.expert_map = expert_map_.as<int32_t>();
-  }
+  if (const auto map = spec.expert_map(); !map.empty()) layer_.expert_map = memory_->copy_of(map, main_.get());
   add_mlp(&layer_.experts, false);
   if (spec.shared == Shared::kNone) return;
   add_mlp(&layer_.shared.emplace(), true);
   if (spec.shared != Shared::kGated) return;
-  shared_gate_ = poisoned<uint16_t>(spec.hidden, main_.get());
-  fill_small_weights(shared_gate_.as<uint16_t>(), spec.hidden, hash(spec.seed, 15), main_.get());
-  must(device::synchronize(main_.get()));
-  layer_.shared_gate_weight = shared_gate_.as<uint16_t>();
+  auto* gate = memory_->take<uint16_t>(spec.hidden, 16, main_.get());
+  fill_small_weights(gate, spec.hidden, hash(spec.seed, 15), main_.get());
+  layer_.shared_gate_weight = gate;
 }
 
 void LayerCase::add_mlp(moe::DeviceMlp* mlp, bool shared) {
   mlp->hidden = spec_.hidden;
   mlp->width = spec_.width;
   mlp->activation = spec_.activation_rule();
-  stacks_.push_back(make_device_stack(*table_, gate_up_stack(spec_, shared), main_.get()));
-  mlp->gate_up = stacks_.back().linear;
-  stacks_.push_back(make_device_stack(*table_, down_stack(spec_, shared), main_.get()));
-  mlp->down = stacks_.back().linear;
+  mlp->gate_up = make_device_stack(*table_, gate_up_stack(spec_, shared), memory_.get(), main_.get());
+  mlp->down = make_device_stack(*table_, down_stack(spec_, shared), memory_.get(), main_.get());
 }
 
 moe::DeviceStreams LayerCase::streams(bool side) const {
@@ -101,40 +93,35 @@ moe::DeviceStreams LayerCase::streams(bool side) const {
 
 std::vector<uint16_t> LayerCase::run(const Call& call, std::string* problems) {
   const auto tokens = static_cast<int64_t>(call.keys.size());
+  const int64_t max_tokens = std::max(tokens, call.max_tokens);
   const device::Stream stream = main_.get();
-  must(moe::can_run(layer_, std::max(tokens, call.max_tokens)));
-  const Inputs in = make_inputs(spec_, routes_, call, stream);
-  Fenced out(static_cast<size_t>(tokens * spec_.hidden) * 2, kPoison, stream);
-  Fenced workspace(moe::workspace_bytes(layer_, std::max(tokens, call.max_tokens), call.options), call.workspace_byte,
-                   stream);
-  Fenced status(sizeof(uint32_t), 0, stream);
-  moe::DeviceBatch batch;
-  batch.num_tokens = tokens;
-  batch.x = in.x.as<uint16_t>();
-  batch.router_logits = in.logits.as<float>();
-  batch.topk_ids = in.ids.as<int32_t>();
-  batch.topk_weights = in.weights.as<float>();
-  batch.out = reinterpret_cast<uint16_t*>(out.get());
+  must(moe::can_run(layer_, max_tokens));
+  const std::unique_ptr<Memory> memory = memory_->another();
+  moe::DeviceBatch batch = make_batch(spec_, routes_, call, memory.get(), stream);
+  batch.out = memory->take<uint16_t>(tokens * spec_.hidden, 16, stream);
+  const size_t size = moe::workspace_bytes(layer_, max_tokens, call.options);
+  void* workspace = memory->take_bytes(size, 256, call.workspace_byte, stream);
+  auto* status = memory->take<uint32_t>(1, 4, stream, 0);
   const auto enqueue = [&]() -> Status {
-    return moe::run_device_layer(*table_, layer_, batch, workspace.get(), workspace.size_bytes(),
-                                 streams(call.side_stream), reinterpret_cast<uint32_t*>(status.get()), call.options);
+    return moe::run_device_layer(*table_, layer_, batch, workspace, size, streams(call.side_stream), status,
+                                 call.options);
   };
   if (call.graph_replays == 0) {
     must(enqueue());
   } else {
     const device::Graph graph = must(device::Graph::capture(stream, enqueue));
     for (int i = 0; i < call.graph_replays; ++i) {
-      out.refill(kPoison);
+      must(device::fill(batch.out, kPoison, static_cast<size_t>(tokens * spec_.hidden) * 2, stream));
       must(graph.launch(stream));
     }
     must(device::synchronize(stream));
   }
-  std::vector<uint16_t> rows = on_host<uint16_t>(out.get(), tokens * spec_.hidden, stream);
+  std::vector<uint16_t> rows = on_host<uint16_t>(batch.out, tokens * spec_.hidden, stream);
   *problems += unwritten(rows, spec_.hidden);
-  if (!out.intact()) *problems += "memory around the output was written; ";
-  if (!workspace.intact()) *problems += "memory around the workspace was written; ";
-  const uint32_t bits = on_host<uint32_t>(status.get(), 1, stream)[0];
-  if (bits != 0 || !status.intact()) *problems += fmt::format("status {:#x}; ", bits);
+  const uint32_t bits = on_host<uint32_t>(status, 1, stream)[0];
+  if (bits != 0) *problems += fmt::format("status {:#x}; ", bits);
+  const std::string harmed = memory->harmed(stream) + memory_->harmed(stream);
+  if (!harmed.empty()) *problems += "memory was written around a " + harmed;
   return rows;
 }
 

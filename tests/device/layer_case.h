@@ -29,7 +29,8 @@ struct Call {
 class LayerCase {
  public:
   // Throws what fails; nothing of the machine is asked but the table.
-  LayerCase(const LayerSpec& spec, ThreadPool* pool);
+  LayerCase(const LayerSpec& spec, ThreadPool* pool) : LayerCase(spec, pool, std::make_unique<PoolMemory>()) {}
+  LayerCase(const LayerSpec& spec, ThreadPool* pool, std::unique_ptr<Memory> memory);
 
   const LayerSpec& spec() const { return spec_; }
   const moe::DeviceMoeLayer& layer() const { return layer_; }
@@ -51,8 +52,7 @@ class LayerCase {
   device::OwnedStream main_, side_;
   device::OwnedEvent begins_, ends_;
   LayerRoutes routes_;
-  std::vector<DeviceStack> stacks_;
-  device::Buffer correction_bias_, expert_map_, shared_gate_;
+  std::unique_ptr<Memory> memory_;
   moe::DeviceMoeLayer layer_;
 };
 

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// The layer and the preparation with every buffer in front of an unmapped page: expert counts 1 to 130, odd shapes and
+// token counts. Reading behind a buffer is an error of the device, writing in front of one harms canaries, and the rows
+// still equal `hopper`. After such an error every later call of the process fails: the first failure is the one to
+// read.
+#include <gtest/gtest.h>
+
+#include "device/compare_bits.h"
+#include "device/guarded_memory.h"
+#include "device/layer_case.h"
+#include "device/random_data.h"
+
+namespace quadrille::testing {
+namespace {
+
+constexpr int64_t kMostExperts = 130;
+
+struct GuardShape {
+  int64_t hidden, width, group;
+};
+constexpr GuardShape kShapes[] = {{128, 64, 64},   {136, 72, 0},  {192, 96, 32}, {8, 8, 0},
+                                  {128, 128, 128}, {64, 320, 32}, {200, 24, 0},  {256, 64, 64}};
+
+// Everything that a number of experts does not fix turns with it.
+LayerSpec guard_spec(int64_t experts) {
+  const auto turn = static_cast<uint64_t>(experts);
+  const GuardShape& shape = kShapes[turn % std::size(kShapes)];
+  LayerSpec spec;
+  spec.seed = 6000 + turn;
+  spec.experts = experts;
+  spec.hidden = shape.hidden;
+  spec.width = shape.width;
+  spec.group = shape.group;
+  spec.tokens = static_cast<int64_t>(hash(1, turn) % 37);
+  spec.top_k = std::min<int64_t>(experts, 1 + static_cast<int64_t>(hash(2, turn) % 8));
+  spec.numerics = static_cast<kernels::Numerics>(turn / 2 % 2);
+  spec.activation = static_cast<kernels::Activation>(turn / 3 % 4);
+  spec.source = static_cast<kernels::W4Source>(turn % 3);
+  spec.input = static_cast<RouteInput>(turn / 5 % 4);
+  spec.routing = static_cast<Routing>(turn / 7 % 5);
+  if (spec.routing == Routing::kHalfEmpty) spec.top_k = std::min(spec.top_k, std::max<int64_t>(1, experts / 2));
+  if (spec.routing == Routing::kHalfEmpty && experts < 2) spec.routing = Routing::kUniform;
+  spec.bias = turn % 2 == 1;
+  spec.shared = static_cast<Shared>(turn / 11 % 3);
+  spec.weight_on_input = spec.top_k == 1 && turn % 3 != 0;
+  return spec;
+}
+
+class Guard : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (auto ok = device::available(); !ok) GTEST_SKIP() << ok.error().message;
+  }
+
+  static void check_layer(const LayerSpec& spec, ThreadPool* pool) {
+    LayerCase layer(spec, pool, std::make_unique<GuardedMemory>());
+    const auto configs = static_cast<uint64_t>(layer.table().w4a8_configs().size());
+    for (const bool forced : {false, true}) {
+      Call call{.keys = keys_in_order(spec.tokens)};
+      if (forced) {
+        call.options.gemm1_config = static_cast<int32_t>(hash(3, spec.seed) % configs);
+        call.options.gemm2_config = static_cast<int32_t>(hash(4, spec.seed) % configs);
+      }
+      std::string problems;
+      const auto found = layer.run(call, &problems);
+      ASSERT_EQ(problems, "");
+      ASSERT_EQ(bit_differences(found, layer.expected(call.keys), spec.hidden), "");
+    }
+  }
+};
+
+TEST_F(Guard, TheGuardIsThere) {
+  // No wrong access here: it would end the process's use of the device. The take ends where the page ends.
+  const auto stream = must(device::OwnedStream::create());
+  GuardedMemory memory;
+  const auto* four = memory.take<uint8_t>(4, 4, stream.get());
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(four + 4) % 65536, 0u);
+  const auto* padded = memory.take<uint8_t>(20, 16, stream.get());
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(padded) % 16, 0u);
+  EXPECT_LT(65536 - reinterpret_cast<uintptr_t>(padded + 20) % 65536, 16u);
+  EXPECT_EQ(memory.harmed(stream.get()), "");
+  must(device::fill(const_cast<uint8_t*>(padded) - 1, 0, 1, stream.get()));
+  EXPECT_NE(memory.harmed(stream.get()), "") << "a canary in front";
+}
+
+TEST_F(Guard, LayersOfOneToManyExperts) {
+  ThreadPool pool;
+  for (int64_t experts = 1; experts <= kMostExperts; ++experts) {
+    const LayerSpec spec = guard_spec(experts);
+    SCOPED_TRACE(spec.name());
+    try {
+      check_layer(spec, &pool);
+    } catch (const std::exception& error) {
+      FAIL() << error.what();
+    }
+    if (HasFatalFailure()) return;
+  }
+}
+
+}  // namespace
+}  // namespace quadrille::testing
