@@ -91,22 +91,26 @@ TEST_P(Rowwise, QuantizeEveryE4m3Boundary) {
   EXPECT_EQ(scale[0], 1.0f);
 }
 
-TEST_P(Rowwise, GatedActivation) {
-  for (const Rounding rounding : kRoundings) {
-    for (const Numerics numerics : {Numerics::kExact, Numerics::kVllm}) {
-      for (const int64_t width : kWidths) {
-        SCOPED_TRACE(width);
-        const Buffer<float> gate_up = wild(37 * 2 * width);
-        expect_same(poisoned(37 * width), [&](const KernelTable& t, const KernelContext& context, float* out) {
-          GatedActivation p;
-          p.numerics = numerics;
-          p.rounding = rounding;
-          p.num_rows = 37;
-          p.width = width;
-          p.gate_up = gate_up.data();
-          p.out = out;
-          t.gated_activation(p, context);
-        });
+TEST_P(Rowwise, Activations) {
+  for (const Activation kind :
+       {Activation::kSilu, Activation::kClampedSwiglu, Activation::kGeluTanh, Activation::kRelu2}) {
+    for (const Rounding rounding : kRoundings) {
+      for (const Numerics numerics : {Numerics::kExact, Numerics::kVllm}) {
+        for (const int64_t width : kWidths) {
+          SCOPED_TRACE(width);
+          const Buffer<float> gate_up = wild(37 * (kind == Activation::kRelu2 ? 1 : 2) * width);
+          expect_same(poisoned(37 * width), [&](const KernelTable& t, const KernelContext& context, float* out) {
+            GatedActivation p;
+            p.activation = {.kind = kind};
+            p.numerics = numerics;
+            p.rounding = rounding;
+            p.num_rows = 37;
+            p.width = width;
+            p.gate_up = gate_up.data();
+            p.out = out;
+            t.gated_activation(p, context);
+          });
+        }
       }
     }
   }

@@ -20,6 +20,7 @@ struct W4Case {
   std::vector<int64_t> rows_of_expert;
   bool gather = false;
   bool bias = false;
+  bool block = false;  // 1 x 128 activation scales
 };
 
 class W4Problem {
@@ -36,6 +37,9 @@ class W4Problem {
       act_.push_back(random_.below(16) == 0 ? any_number_code() : numerics::e4m3_from_f32(random_.normal() * 100));
     }
     for (int64_t r = 0; r < input_rows_; ++r) act_scale_.push_back(std::fabs(random_.normal()) * 0.01f);
+    for (int64_t i = 0; i < input_rows_ * num_blocks(); ++i) {
+      block_scale_.push_back(std::fabs(random_.normal()) * 0.01f);
+    }
     for (int64_t e = 0; e < num_experts(); ++e) add_expert();
     for (int64_t e = 0; e < num_experts(); ++e) {
       const Expert& x = experts_[static_cast<size_t>(e)];
@@ -48,6 +52,8 @@ class W4Problem {
   int64_t num_experts() const { return static_cast<int64_t>(setup_.rows_of_expert.size()); }
   std::vector<uint8_t>& act() { return act_; }
   std::vector<float>& act_scale() { return act_scale_; }
+  std::vector<float>& block_scale() { return block_scale_; }
+  int64_t num_blocks() const { return (setup_.k + 127) / 128; }
   int64_t groups() const { return layout::num_groups(setup_.k, setup_.group_size); }
 
   void set_scale(int64_t expert, int64_t row, int64_t group, uint16_t bf16, uint8_t e4m3) {
@@ -65,7 +71,8 @@ class W4Problem {
     gemm.rows = {num_experts(), offsets_.data(), setup_.gather ? source_.data() : nullptr};
     gemm.weights = matrices_.data();
     gemm.act = act_.data();
-    gemm.act_scale = act_scale_.data();
+    if (setup_.block) gemm.block_scale = row_block_scales(block_scale_.data(), num_blocks());
+    gemm.act_scale = setup_.block ? nullptr : act_scale_.data();
     gemm.bias = setup_.bias ? bias_pointers_.data() : nullptr;
     gemm.out = out;
     return gemm;
@@ -160,11 +167,17 @@ class W4Problem {
       if (setup_.numerics == Numerics::kVllm || ((k0 + 32) % piece != 0 && k0 + 32 < setup_.k)) continue;
       const int64_t group = setup_.group_size == 0 ? 0 : k0 / setup_.group_size;
       const auto at = static_cast<size_t>(layout::ScaleLanes16{setup_.n, groups()}.offset(row, group));
-      total = std::fma(numerics::bf16_to_f32(x.scale[at]) / 512.0f, acc, total);
+      if (setup_.block) {
+        const volatile float scaled =
+            block_scale_[static_cast<size_t>(input * num_blocks() + k0 / 128)] * (acc / 512.0f);
+        total = std::fma(numerics::bf16_to_f32(x.scale[at]), scaled, total);
+      } else {
+        total = std::fma(numerics::bf16_to_f32(x.scale[at]) / 512.0f, acc, total);
+      }
       acc = 0.0f;
     }
-    float y =
-        setup_.numerics == Numerics::kVllm ? x.channel[static_cast<size_t>(row)] * (sa * acc) : total * (sa * 512.0f);
+    float y = total * ((setup_.block ? 1.0f : sa) * 512.0f);
+    if (setup_.numerics == Numerics::kVllm) y = x.channel[static_cast<size_t>(row)] * (sa * acc);
     if (setup_.bias) y = y + x.bias[static_cast<size_t>(row)];
     return std::isnan(y) ? std::bit_cast<float>(0x7fffffffu) : y;
   }
@@ -176,6 +189,7 @@ class W4Problem {
   std::vector<int32_t> source_;
   std::vector<uint8_t> act_;
   std::vector<float> act_scale_;
+  std::vector<float> block_scale_;
   std::vector<Expert> experts_;
   std::vector<W4Matrix> matrices_;
   std::vector<const float*> bias_pointers_;

@@ -125,6 +125,29 @@ TEST_P(W4A8, NanInfinityAndZeroRows) {
   }
 }
 
+TEST_P(W4A8, BlockScales) {
+  for (const int64_t group : {32, 64, 128, 0}) {
+    for (const int64_t rows : {1, 2, 5, 6, 7, 8, 13, 25}) {
+      SCOPED_TRACE("group " + std::to_string(group) + " rows " + std::to_string(rows));
+      expect_exact_bits_here(W4Problem({Numerics::kExact, 40, 320, group, {rows}, false, false, true}, 17));
+    }
+  }
+  for (const int64_t k : {8, 120, 136, 264}) {
+    expect_exact_bits_here(W4Problem({Numerics::kExact, 24, k, 0, {3}, false, false, true}, 18));
+  }
+  expect_exact_bits(W4Problem({Numerics::kExact, 136, 256, 64, {0, 3, 0, 1, 17, 0, 2, 90, 0}, true, true, true}, 19));
+}
+
+TEST_P(W4A8, BlockScalesOfNanAndInfinity) {
+  W4Problem problem({Numerics::kExact, 40, 256, 64, {6}, false, true, true}, 20);
+  problem.block_scale()[0] = std::numeric_limits<float>::infinity();
+  problem.block_scale()[3] = std::numeric_limits<float>::quiet_NaN();
+  problem.block_scale()[4] = 0.0f;
+  problem.block_scale()[7] = 1e-42f;
+  problem.act()[5 * 256 + 100] = 0x7f;
+  expect_exact_bits(problem);
+}
+
 // A row's bits do not depend on what else is in the batch.
 TEST_P(W4A8, RowsAloneEqualRowsTogether) {
   const W4Problem together({Numerics::kExact, 80, 256, 128, {37}}, 14);

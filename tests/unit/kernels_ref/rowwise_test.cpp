@@ -7,9 +7,9 @@
 #include <random>
 
 #include "numerics/act_quant.h"
+#include "numerics/activation.h"
 #include "numerics/elementwise.h"
 #include "numerics/lane_sum.h"
-#include "numerics/silu.h"
 #include "w4a8_sample.h"
 
 namespace quadrille {
@@ -74,26 +74,36 @@ TEST_P(Rowwise, QuantizeRows) {
   }
 }
 
-TEST_P(Rowwise, GatedActivation) {
+float activated(const kernels::ActivationRule& rule, Numerics numerics, Rounding rounding, float gate, float up) {
+  if (rounding == Rounding::kF32) return numerics::activation_f32(rule, gate, up);
+  return numerics == Numerics::kExact ? numerics::activation_exact(rule, gate, up)
+                                      : numerics::activation_vllm(rule, gate, up);
+}
+
+// Rows of 2 * width columns where the rule is gated, else of width.
+TEST_P(Rowwise, Activations) {
+  const kernels::ActivationRule rules[] = {{},
+                                           {.kind = kernels::Activation::kClampedSwiglu},
+                                           {.kind = kernels::Activation::kClampedSwiglu, .alpha = 1, .limit = 0.5f},
+                                           {.kind = kernels::Activation::kGeluTanh},
+                                           {.kind = kernels::Activation::kRelu2}};
   for (const int64_t width : kWidths) {
     const int64_t rows = 5;
-    const auto x = values(rows * 2 * width, true);
-    for (const Rounding rounding : kRoundings) {
-      for (const Numerics numerics : {Numerics::kExact, Numerics::kVllm}) {
-        std::vector<float> out(static_cast<size_t>(rows * width));
-        table().gated_activation({{}, numerics, rounding, rows, width, x.data(), out.data()},
-                                 context());
-        for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t i = 0; i < width; ++i) {
-            const float gate = x[static_cast<size_t>(r * 2 * width + i)];
-            const float up = x[static_cast<size_t>(r * 2 * width + width + i)];
-            float expected = numerics::gated_silu_f32(gate, up);
-            if (rounding == Rounding::kBf16) {
-              expected = numerics == Numerics::kExact ? numerics::gated_silu_exact(gate, up)
-                                                      : numerics::gated_silu_vllm(gate, up);
-            }
-            ASSERT_EQ(bits_of(out[static_cast<size_t>(r * width + i)]), bits_of(expected)) << gate << " " << up;
-          }
+    for (int variant = 0; variant < 20; ++variant) {
+      const kernels::ActivationRule& rule = rules[variant / 4];
+      const Rounding rounding = kRoundings[variant % 2];
+      const Numerics numerics = variant / 2 % 2 == 0 ? Numerics::kExact : Numerics::kVllm;
+      const int64_t columns = rule.gated() ? 2 * width : width;
+      const auto x = values(rows * columns, true);
+      std::vector<float> out(static_cast<size_t>(rows * width), std::nanf(""));
+      table().gated_activation({rule, numerics, rounding, rows, width, x.data(), out.data()}, context());
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t i = 0; i < width; ++i) {
+          const float gate = x[static_cast<size_t>(r * columns + i)];
+          const float up = rule.gated() ? x[static_cast<size_t>(r * columns + width + i)] : 0.0f;
+          ASSERT_EQ(bits_of(out[static_cast<size_t>(r * width + i)]),
+                    bits_of(activated(rule, numerics, rounding, gate, up)))
+              << "variant " << variant << ": " << gate << " " << up;
         }
       }
     }

@@ -178,9 +178,7 @@ TEST_P(VllmGolden, SmallMoeLayer) {
 
   const int64_t width = w13[0].n / 2;
   std::vector<float> h(static_cast<size_t>(slots * width));
-  hopper().gated_activation(
-      {{}, Numerics::kVllm, Rounding::kBf16, slots, width, gate_up.data(), h.data()},
-      context());
+  hopper().gated_activation({{}, Numerics::kVllm, Rounding::kBf16, slots, width, gate_up.data(), h.data()}, context());
   EXPECT_EQ(differences(narrow(h), tensors->get<uint16_t>("layer.act")), "");
   quantize_and_compare(h, width, "layer.a2");
 

@@ -60,14 +60,15 @@ Size size_of(const W4A8Sample& s, int64_t slot, int64_t n) {
     lost += 0x1p-13 * (33 * std::max(largest, held) + held);
     const bool ends = step + 1 == steps || (exact && (step + 1) * 32 % piece == 0);
     if (!ends) continue;
-    const double scale = exact ? std::fabs(s.scale(expert, n, s.group_of(step * 32))) : 1.0;
+    double scale = exact ? std::fabs(s.scale(expert, n, s.group_of(step * 32))) : 1.0;
+    if (s.block) scale *= s.block_scale_at(slot, step * 32);
     size.magnitude += scale * (sum + lost);
     size.hopper_units += scale * lost;
-    size.scale_roundings += 1;
+    size.scale_roundings += s.block ? 2 : 1;  // block: sa_b * acc beside the chain over groups
     sum = lost = 0;
   }
-  size.factor =
-      exact ? double{s.row_scale(slot)} * 512.0 : 8.0 * double{s.channel_scale(expert, n)} * double{s.row_scale(slot)};
+  size.factor = exact ? (s.block ? 1.0 : double{s.row_scale(slot)}) * 512.0
+                      : 8.0 * double{s.channel_scale(expert, n)} * double{s.row_scale(slot)};
   size.magnitude *= std::fabs(size.factor);
   size.hopper_units *= std::fabs(size.factor);
   // 16 in e or o, one for e + o, one a step for acc, one a group, two for the factors of the result.
@@ -86,22 +87,29 @@ double bound_of(const kernels::KernelTable& table, const Size& size) {
   return gamma(size.cpu_roundings) * size.magnitude + once + underflow;
 }
 
+void expect_within_bounds(W4A8Sample& sample) {
+  const auto truth = sample.run(kernels::ref::kRefTable);
+  for (const kernels::KernelTable* table : testing::runnable_tables()) {
+    const auto out = sample.run(*table);
+    for (int64_t slot = 0; slot < sample.slots(); ++slot) {
+      for (int64_t n = 0; n < sample.shape.n; ++n) {
+        const size_t i = static_cast<size_t>(slot * sample.shape.n + n);
+        ASSERT_LE(std::fabs(double{out[i]} - double{truth[i]}), bound_of(*table, size_of(sample, slot, n)))
+            << table->name << " slot " << slot << " n " << n << " k " << sample.shape.k << " group "
+            << sample.shape.group_size << (sample.block ? " block" : "");
+      }
+    }
+  }
+}
+
 TEST(W4A8Bounds, EveryTableWithinItsBoundOfRef) {
   unsigned seed = 100;
   for (const auto& shape : testing::w4a8_shapes()) {
     for (const Numerics numerics : {Numerics::kExact, Numerics::kVllm}) {
       W4A8Sample sample(shape, numerics, seed++);
-      const auto truth = sample.run(kernels::ref::kRefTable);
-      for (const kernels::KernelTable* table : testing::runnable_tables()) {
-        const auto out = sample.run(*table);
-        for (int64_t slot = 0; slot < sample.slots(); ++slot) {
-          for (int64_t n = 0; n < shape.n; ++n) {
-            const size_t i = static_cast<size_t>(slot * shape.n + n);
-            ASSERT_LE(std::fabs(double{out[i]} - double{truth[i]}), bound_of(*table, size_of(sample, slot, n)))
-                << table->name << " slot " << slot << " n " << n << " k " << shape.k << " group " << shape.group_size;
-          }
-        }
-      }
+      expect_within_bounds(sample);
+      sample.block = numerics == Numerics::kExact;
+      if (sample.block) expect_within_bounds(sample);
     }
   }
 }
@@ -138,11 +146,30 @@ float cpu_order_output(const W4A8Sample& s, int64_t slot, int64_t n) {
     const bool ends = step + 1 == steps || (step + 1) * 32 % numerics::piece_size(s.shape.group_size) == 0;
     if (!exact || !ends) continue;
     const uint16_t scale = numerics::bf16_from_f32(s.scale(expert, n, s.group_of(step * 32)));
+    if (s.block) {
+      const float sum = acc * numerics::kExactUnit;
+      total = numerics::block_group(numerics::bf16_to_f32(scale), s.block_scale_at(slot, step * 32), sum, total);
+      acc = 0.0f;
+      continue;
+    }
     total = numerics::exact_group(numerics::exact_group_scale(scale), acc, total);
     acc = 0.0f;
   }
+  if (s.block) return numerics::block_result(total);
   if (exact) return numerics::exact_result(total, s.row_scale(slot));
   return numerics::vllm_result(numerics::channel_scale8(s.channel_scale(expert, n)), s.row_scale(slot), acc);
+}
+
+void expect_cpu_order(const kernels::KernelTable& table, W4A8Sample& sample) {
+  const auto out = sample.run(table);
+  for (int64_t slot = 0; slot < sample.slots(); ++slot) {
+    for (int64_t n = 0; n < sample.shape.n; ++n) {
+      ASSERT_EQ(bits_of(out[static_cast<size_t>(slot * sample.shape.n + n)]),
+                bits_of(cpu_order_output(sample, slot, n)))
+          << table.name << " slot " << slot << " n " << n << " k " << sample.shape.k << " group "
+          << sample.shape.group_size << (sample.block ? " block" : "");
+    }
+  }
 }
 
 TEST(W4A8CpuOrder, EveryCpuTableToTheBit) {
@@ -155,13 +182,9 @@ TEST(W4A8CpuOrder, EveryCpuTableToTheBit) {
       for (const Numerics numerics : {Numerics::kExact, Numerics::kVllm}) {
         W4A8Sample sample(shape, numerics, seed++);
         sample.act[static_cast<size_t>(sample.source_row[0] * shape.k + shape.k / 2)] = 0xff;  // NaN
-        const auto out = sample.run(*table);
-        for (int64_t slot = 0; slot < sample.slots(); ++slot) {
-          for (int64_t n = 0; n < shape.n; ++n) {
-            ASSERT_EQ(bits_of(out[static_cast<size_t>(slot * shape.n + n)]), bits_of(cpu_order_output(sample, slot, n)))
-                << table->name << " slot " << slot << " n " << n << " k " << shape.k << " group " << shape.group_size;
-          }
-        }
+        expect_cpu_order(*table, sample);
+        sample.block = numerics == Numerics::kExact;
+        if (sample.block) expect_cpu_order(*table, sample);
       }
     }
   }

@@ -55,6 +55,7 @@ class W4A8Sample {
     gemm.weights = views.data();
     gemm.act = act.data();
     gemm.act_scale = act_scale.data();
+    if (block) gemm.block_scale = kernels::row_block_scales(block_scale.data(), num_blocks());
     gemm.out = out;
     return gemm;
   }
@@ -75,6 +76,11 @@ class W4A8Sample {
   }
   const uint8_t* act_row(int64_t slot) const { return act.data() + source_row[static_cast<size_t>(slot)] * shape.k; }
   float row_scale(int64_t slot) const { return act_scale[static_cast<size_t>(source_row[static_cast<size_t>(slot)])]; }
+  // `block`: the scale of the 128 columns around k.
+  float block_scale_at(int64_t slot, int64_t k) const {
+    return block_scale[static_cast<size_t>(source_row[static_cast<size_t>(slot)] * num_blocks() + k / 128)];
+  }
+  int64_t num_blocks() const { return (shape.k + 127) / 128; }
   int code(int64_t expert, int64_t n, int64_t k) const {
     return q[static_cast<size_t>(expert)][static_cast<size_t>(n * shape.k + k)];
   }
@@ -102,6 +108,8 @@ class W4A8Sample {
   std::vector<int32_t> source_row;
   std::vector<uint8_t> act;
   std::vector<float> act_scale;
+  bool block = false;              // run with block_scale instead of act_scale
+  std::vector<float> block_scale;  // [input rows, num_blocks()]
   std::vector<std::vector<int8_t>> q;
   std::vector<std::vector<uint16_t>> scales;
   std::vector<prepare::PreparedW4> prepared;
@@ -122,6 +130,9 @@ class W4A8Sample {
         act.push_back(quadrille::numerics::e4m3_from_f32(random() % 8 == 0 ? 0.0f : normal(random) * spread));
       }
       act_scale.push_back(std::ldexp(1.0f + normal(random) * 0.1f, static_cast<int>(random() % 8) - 8));
+    }
+    for (int64_t i = 0; i < inputs * num_blocks(); ++i) {
+      block_scale.push_back(std::ldexp(1.0f + normal(random) * 0.1f, static_cast<int>(random() % 8) - 8));
     }
   }
   void fill_expert(std::mt19937& random) {

@@ -6,7 +6,7 @@
 
 namespace quadrille::isa_bits {
 
-inline constexpr int kResults = 20;  // values per input
+inline constexpr int kResults = 28;  // values per input
 // inputs[count], out[count * kResults]
 void run_plain(const float* inputs, int count, uint32_t* out);
 void run_avx2(const float* inputs, int count, uint32_t* out);

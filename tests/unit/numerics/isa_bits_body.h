@@ -3,6 +3,7 @@
 // built for a wider instruction set than the machine has.
 #include "isa_bits.h"
 #include "numerics/act_quant.h"
+#include "numerics/activation.h"
 #include "numerics/e2m1.h"
 #include "numerics/e8m0.h"
 #include "numerics/elementwise.h"
@@ -11,7 +12,6 @@
 #include "numerics/group_scale.h"
 #include "numerics/hopper_k32.h"
 #include "numerics/lane_sum.h"
-#include "numerics/silu.h"
 #include "numerics/w4a8.h"
 
 namespace quadrille::isa_bits {
@@ -35,8 +35,15 @@ void QD_ISA_FUNCTION(const float* inputs, int count, uint32_t* out) {
     r[4] = bits_of(exp_f32(x));
     r[5] = bits_of(silu(x));
     r[6] = bits_of(sigmoid(x));
-    r[7] = bits_of(gated_silu_f32(x, y));
-    r[8] = bits_of(gated_silu_exact(x, y)) ^ bits_of(gated_silu_vllm(x, y)) << 8;
+    const ActivationRule rules[4] = {
+        {}, {.kind = Activation::kClampedSwiglu}, {.kind = Activation::kGeluTanh}, {.kind = Activation::kRelu2}};
+    for (int kind = 0; kind < 4; ++kind) {
+      const ActivationRule& rule = rules[kind];
+      r[20 + 2 * kind] = bits_of(activation_f32(rule, x, y));
+      r[21 + 2 * kind] = bits_of(activation_exact(rule, x, y)) ^ bits_of(activation_vllm(rule, x, y)) << 8;
+    }
+    r[7] = bits_of(canonical(block_group(x, y, inputs[i + 2], 0.7f)));
+    r[8] = bits_of(block_result(x));
     r[9] = bits_of(canonical(lane_sum(inputs + i, 50)));
     r[10] = bits_of(canonical(lane_dot_bf16(inputs + i, w, 64)));
     r[11] = bits_of(canonical(lane_sum_squares(inputs + i, 61)));
