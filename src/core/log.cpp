@@ -30,6 +30,8 @@ const char* error_code_name(ErrorCode code) {
       return "capacity";
     case ErrorCode::kCancelled:
       return "cancelled";
+    case ErrorCode::kLostRank:
+      return "lost rank";
   }
   return "unknown";
 }

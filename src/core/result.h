@@ -21,6 +21,7 @@ enum class ErrorCode {
   kIo,               // the operating system refused
   kCapacity,         // memory, cache blocks or a stated limit
   kCancelled,        // stopped on request
+  kLostRank,         // another rank ended or failed: this one cannot go on
 };
 
 const char* error_code_name(ErrorCode code);
