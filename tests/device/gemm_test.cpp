@@ -11,8 +11,9 @@
 #include "device/device.h"
 #include "kernels/api/device_table.h"
 #include "kernels/api/registry.h"
-#include "layout/w4_canonical.h"
+#include "layout/w4_lanes16.h"
 #include "numerics/bf16.h"
+#include "numerics/fp8_e4m3.h"
 #include "prepare/prepare_hopper.h"
 #include "prepare/prepare_w4.h"
 
@@ -206,7 +207,9 @@ template <typename T>
 device::Buffer upload(const std::vector<T>& host, device::Stream stream) {
   const size_t bytes = host.size() * sizeof(T);
   auto buffer = std::move(device::Buffer::allocate(std::max<size_t>(bytes, 256), stream)).value();
-  if (bytes > 0) EXPECT_TRUE(device::copy_to_device(buffer.get(), host.data(), bytes, stream).ok());
+  if (bytes > 0) {
+    EXPECT_TRUE(device::copy_to_device(buffer.get(), host.data(), bytes, stream).ok());
+  }
   return buffer;
 }
 
@@ -276,8 +279,8 @@ TEST_P(DeviceGemm, EqualsHopper) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, DeviceGemm, ::testing::ValuesIn(gemm_cases()), [](const auto& info) {
-  const GemmCase& c = info.param;
+INSTANTIATE_TEST_SUITE_P(Shapes, DeviceGemm, ::testing::ValuesIn(gemm_cases()), [](const auto& param_info) {
+  const GemmCase& c = param_info.param;
   return std::string(c.numerics == Numerics::kExact ? "exact_" : "vllm_") + c.name + "_g" +
          std::to_string(c.group_size);
 });

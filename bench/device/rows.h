@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// The two tables of hopper_bench.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "device/device.h"
+#include "kernels/api/device_table.h"
+
+namespace quadrille::bench {
+
+struct BenchOptions {
+  bool sustained = true;
+  bool all_tiles = false;     // time every tile, not only the chosen one
+  std::string only;           // a part of the shape's name; empty: all
+  std::vector<int64_t> rows;  // rows an expert, or tokens; empty: those of the table
+  kernels::Numerics numerics = kernels::Numerics::kExact;
+  int64_t group_size = 128;
+};
+
+// What a byte and an operation cost at the least (docs/benchmarks.md says where the numbers come from).
+inline constexpr double kRoofBytesPerSecond = 3.0e12;
+inline constexpr double kRoofFlops = 1.35e15;
+
+void print_gemm_rows(const kernels::DeviceTable& table, device::Stream stream, const BenchOptions& options);
+void print_layer_rows(const kernels::DeviceTable& table, device::Stream stream, const BenchOptions& options);
+
+}  // namespace quadrille::bench
