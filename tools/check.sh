@@ -20,6 +20,9 @@ step format
 git ls-files '*.h' '*.cpp' | xargs clang-format-16 --dry-run -Werror
 step layers
 python3 tools/check_layers.py
+step streams
+python3 tools/check_streams.py --self-test
+python3 tools/check_streams.py
 
 step 'address and undefined behaviour'  # one build serves these tests, tidy and the fuzz targets
 configure build-asan -DCMAKE_BUILD_TYPE=Release -DQD_SANITIZE=address,undefined -DQD_BUILD_FUZZ=ON

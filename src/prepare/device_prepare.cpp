@@ -131,9 +131,11 @@ Status check_destination(const DeviceW4Source& s, const DeviceW4Destination& d, 
 }
 
 Status check_streams(const DeviceW4Source& s, const PrepareStreams& streams) {
-  bool complete = streams.prepare.handle != nullptr && streams.done.handle != nullptr;
+  QD_TRY_STATUS(device::check_stream(streams.prepare));
+  bool complete = streams.done.handle != nullptr;
   if (s.on_host) {
-    complete = complete && streams.copy.handle != nullptr && streams.staging_ready.handle != nullptr;
+    QD_TRY_STATUS(device::check_stream(streams.copy));
+    complete = complete && streams.staging_ready.handle != nullptr;
     for (int slot = 0; slot < kSlots; ++slot) {
       complete =
           complete && streams.source_copied[slot].handle != nullptr && streams.staging_free[slot].handle != nullptr;
@@ -141,8 +143,8 @@ Status check_streams(const DeviceW4Source& s, const PrepareStreams& streams) {
   }
   if (complete) return {};
   return make_error(ErrorCode::kInvalidArgument,
-                    "a preparation needs a stream and the event 'done'; from host memory a copy stream and its five "
-                    "events, too: found a null handle (the default stream is not used)");
+                    "a preparation needs the event 'done', and from host memory the five events of its copies, too: "
+                    "found a null handle");
 }
 
 // Everything but the experts' own pointers, for experts [first, first + count).
