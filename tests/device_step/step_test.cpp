@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include <memory>
+#include <optional>
 #include <thread>
 
 #include "device/compare_bits.h"
@@ -35,8 +36,8 @@ class Steps : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
     if (!device::available()) return;
-    const auto stream = must(device::OwnedStream::create());
-    data_ = std::make_unique<StepData>(stream.get());
+    stream_.emplace(must(device::OwnedStream::create()));
+    data_ = std::make_unique<StepData>(stream_->get());
     // The undelayed result of each version, one round at a time.
     StepEngine engine(*data_);
     for (int version = 0; version < kVersions; ++version) {
@@ -47,6 +48,7 @@ class Steps : public ::testing::Test {
   }
   static void TearDownTestSuite() {
     data_.reset();
+    stream_.reset();  // after the memory that is released on it
     expected_.clear();
   }
   void SetUp() override {
@@ -72,9 +74,11 @@ class Steps : public ::testing::Test {
     return -1;
   }
 
+  static std::optional<device::OwnedStream> stream_;
   static std::unique_ptr<StepData> data_;
   static std::vector<std::vector<uint16_t>> expected_;
 };
+std::optional<device::OwnedStream> Steps::stream_;
 std::unique_ptr<StepData> Steps::data_;
 std::vector<std::vector<uint16_t>> Steps::expected_;
 
