@@ -3,6 +3,7 @@
 // preparations for the CPU and for Hopper.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <span>
@@ -59,6 +60,16 @@ inline Error bad_code(size_t num_parts, const PartRow& place, int64_t column) {
 inline Error bad_scale(size_t num_parts, const PartRow& place, int64_t group, uint16_t scale) {
   return make_error(ErrorCode::kInvalidData, "{}, group {}: the scale is {} (bf16 0x{:04X}), expected a finite one",
                     row_name(num_parts, place), group, (scale & 0x7f) == 0 ? "infinite" : "NaN", scale);
+}
+
+// The absmax that makes the channel scale of a row whose own scales reach `absmax`.
+inline Result<float> channel_absmax(const CanonicalW4& m, size_t num_parts, const PartRow& place, float absmax) {
+  if (m.row_absmax == nullptr) return absmax;
+  const float whole = m.row_absmax[place.row];
+  if (whole >= absmax && std::isfinite(whole)) return whole;
+  return make_error(ErrorCode::kInvalidData,
+                    "{}: row_absmax is {}, expected a finite number not below {}, the largest scale of the row",
+                    row_name(num_parts, place), whole, absmax);
 }
 
 }  // namespace quadrille::prepare

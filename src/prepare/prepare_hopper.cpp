@@ -87,6 +87,9 @@ Status write_scales(Parts parts, int64_t row, PreparedHopperW4& out) {
     if (!is_finite_bf16(scale_of(g))) return bad_scale(parts.size(), place, g, scale_of(g));
     absmax = numerics::absmax_step(absmax, numerics::bf16_to_f32(scale_of(g)));
   }
+  if (vllm && groups > 0) {
+    QD_TRY(absmax, channel_absmax(parts[place.part], parts.size(), place, absmax));
+  }
   const float channel = numerics::channel_scale_of_absmax(absmax);
   if (vllm) out.channel_scale[static_cast<size_t>(row)] = groups > 0 ? numerics::channel_scale8(channel) : 0.0f;
   for (int64_t i = 0; i < map.k_records() * map.groups_per_record(); ++i) {

@@ -53,6 +53,7 @@ Status fill_scales(std::span<const CanonicalW4> parts, int64_t row, PreparedW4& 
     if (out.numerics == Numerics::kExact) out.scale_bf16[map.offset(row, g)] = scale;
   }
   if (out.numerics == Numerics::kExact) return {};
+  QD_TRY(absmax, channel_absmax(parts[place.part], parts.size(), place, absmax));
   const float channel = numerics::channel_scale_of_absmax(absmax);
   out.channel_scale[row] = numerics::channel_scale8(channel);
   for (int64_t g = 0; g < groups; ++g) {

@@ -25,6 +25,9 @@ struct CanonicalW4 {
   const void* codes = nullptr;   // [n, k] I8, -8..7
   const void* scales = nullptr;  // [n, groups] bf16, groups = ceil(k / group_size), or 1
   kernels::W4Source packed_source = kernels::W4Source::kUint4b8;  // or kInt4; not read where `codes` are given
+  // `vllm` only, a shard of a row-parallel matrix: [n] max |scale| over the groups of the unsharded row, from which the
+  // channel scale is made; null: over the groups here. Not below what is here (kInvalidData).
+  const float* row_absmax = nullptr;
 
   kernels::W4Source source() const { return packed == nullptr ? kernels::W4Source::kInt8 : packed_source; }
 };
@@ -51,8 +54,8 @@ struct PreparedW4 {
 
 // Stacks the rows of `parts` (gate rows, then up rows) into one prepared matrix. The parts have equal k and group size.
 // Errors: kUnsupported (group size, k no multiple of 8), kInvalidArgument (parts that do not match), kInvalidData: a
-// scale that is NaN or infinite, by row and group, or a code outside -8..7, by row and column. Negative scales are
-// legal. `pool` may be null.
+// scale that is NaN or infinite, by row and group, or a code outside -8..7, by row and column, or a row_absmax below a
+// scale of its row. Negative scales are legal. `pool` may be null.
 Result<PreparedW4> prepare_w4(std::span<const CanonicalW4> parts, kernels::Numerics numerics, ThreadPool* pool);
 Result<PreparedW4> prepare_w4(const CanonicalW4& matrix, kernels::Numerics numerics, ThreadPool* pool = nullptr);
 
