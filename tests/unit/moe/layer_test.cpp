@@ -99,8 +99,7 @@ struct Fixture {
     if (s.shared_width > 0) {
       shared_gate_up = random_stack(&random, 1, 2 * s.shared_width, s.hidden, s.group, s.quantised);
       shared_down = random_stack(&random, 1, s.hidden, s.shared_width, s.group, s.quantised);
-      layer.shared =
-          GatedMlp{s.hidden, s.shared_width, {}, shared_gate_up.view(), shared_down.view()};
+      layer.shared = GatedMlp{s.hidden, s.shared_width, {}, shared_gate_up.view(), shared_down.view()};
     }
     if (s.shared_gate) {
       std::normal_distribution<float> normal(0.0f, 1.0f / std::sqrt(float(s.hidden)));

@@ -86,7 +86,9 @@ TEST(LayerVllm, EqualsTheH100BitForBit) {
   MoeLayer layer;
   layer.rule.num_experts = experts;
   layer.rule.top_k = top_k;
-  layer.experts = {hidden, width, {},
+  layer.experts = {hidden,
+                   width,
+                   {},
                    W4Linear{experts, 2 * width, hidden, 128, w13.views.data(), nullptr},
                    W4Linear{experts, hidden, width, 128, w2.views.data(), nullptr}};
   ASSERT_TRUE(check_layer(layer).ok());

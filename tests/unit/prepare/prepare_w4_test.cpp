@@ -25,7 +25,8 @@ using ::testing::HasSubstr;
 struct Sample {
   int64_t n, k, group_size, groups;
   std::vector<int8_t> q;         // [n, k]
-  std::vector<uint32_t> packed;  // [n, k/8]
+  std::vector<uint32_t> packed;  // [n, k/8] uint4b8
+  std::vector<uint32_t> int4;    // [n, k/8] two's complement
   std::vector<uint16_t> scales;  // [n, groups]
 
   Sample(int64_t rows, int64_t columns, int64_t group, unsigned seed)
@@ -34,15 +35,26 @@ struct Sample {
     std::normal_distribution<float> normal(0.0f, 0.01f);
     for (int64_t i = 0; i < n * k; ++i) q.push_back(static_cast<int8_t>(static_cast<int>(random() % 16) - 8));
     for (int64_t w = 0; w < n * k / 8; ++w) {
-      uint32_t word = 0;
-      for (int j = 0; j < 8; ++j) word |= static_cast<uint32_t>(q[static_cast<size_t>(w * 8 + j)] + 8) << (4 * j);
+      uint32_t word = 0, signed_word = 0;
+      for (int j = 0; j < 8; ++j) {
+        const int code = q[static_cast<size_t>(w * 8 + j)];
+        word |= static_cast<uint32_t>(code + 8) << (4 * j);
+        signed_word |= (static_cast<uint32_t>(code) & 15u) << (4 * j);
+      }
       packed.push_back(word);
+      int4.push_back(signed_word);
     }
     for (int64_t i = 0; i < n * groups; ++i) scales.push_back(numerics::bf16_from_f32(normal(random)));
   }
   CanonicalW4 canonical() const {
     return {
         .n = n, .k = k, .group_size = group_size, .packed = packed.data(), .codes = nullptr, .scales = scales.data()};
+  }
+  CanonicalW4 as_int4() const {
+    CanonicalW4 matrix = canonical();
+    matrix.packed = int4.data();
+    matrix.packed_source = kernels::W4Source::kInt4;
+    return matrix;
   }
   CanonicalW4 as_codes() const {
     CanonicalW4 matrix = canonical();
@@ -122,17 +134,41 @@ TEST(PrepareW4, VllmSplitsEveryRow) {
   }
 }
 
-TEST(PrepareW4, BothSpellingsAndAnyThreadsGiveTheSameBytes) {
+TEST(PrepareW4, EveryDialectAndAnyThreadsGiveTheSameBytes) {
   ThreadPool pool(4);
   for (const Sample& s : kSamples) {
     for (const Numerics numerics : {Numerics::kExact, Numerics::kVllm}) {
       auto one = prepare_w4(s.canonical(), numerics);
       auto codes = prepare_w4(s.as_codes(), numerics);
+      auto int4 = prepare_w4(s.as_int4(), numerics);
       auto many = prepare_w4(s.canonical(), numerics, &pool);
-      ASSERT_TRUE(one && codes && many);
+      ASSERT_TRUE(one && codes && int4 && many);
       EXPECT_TRUE(same_bytes(*one, *codes));
+      EXPECT_TRUE(same_bytes(*one, *int4));
       EXPECT_TRUE(same_bytes(*one, *many));
     }
+  }
+  const Sample s(24, 128, 64, 20);
+  EXPECT_EQ(s.canonical().source(), kernels::W4Source::kUint4b8);
+  EXPECT_EQ(s.as_int4().source(), kernels::W4Source::kInt4);
+  EXPECT_EQ(s.as_codes().source(), kernels::W4Source::kInt8);
+  // Taken for the wrong dialect the same words are other numbers.
+  CanonicalW4 wrong = s.as_int4();
+  wrong.packed_source = kernels::W4Source::kUint4b8;
+  auto right = prepare_w4(s.canonical(), Numerics::kExact), other = prepare_w4(wrong, Numerics::kExact);
+  ASSERT_TRUE(right && other);
+  EXPECT_FALSE(same_bytes(*right, *other));
+}
+
+// A stack may mix dialects: each part is read as it says.
+TEST(PrepareW4, StacksOfSeveralDialects) {
+  const Sample a(24, 128, 64, 21), b(40, 128, 64, 22), c(8, 128, 64, 23);
+  const CanonicalW4 mixed[] = {a.as_int4(), b.as_codes(), c.canonical()};
+  const CanonicalW4 plain[] = {a.canonical(), b.canonical(), c.canonical()};
+  for (const Numerics numerics : {Numerics::kExact, Numerics::kVllm}) {
+    auto one = prepare_w4(mixed, numerics, nullptr), other = prepare_w4(plain, numerics, nullptr);
+    ASSERT_TRUE(one && other);
+    EXPECT_TRUE(same_bytes(*one, *other));
   }
 }
 
@@ -208,6 +244,14 @@ TEST(PrepareW4, BadCodesAndShapes) {
   matrix.k = 64;
   matrix.packed = nullptr;
   EXPECT_EQ(error_of(matrix).code, ErrorCode::kInvalidArgument);
+  CanonicalW4 confused = s.canonical();
+  confused.packed_source = kernels::W4Source::kInt8;
+  error = error_of(confused);
+  EXPECT_EQ(error.code, ErrorCode::kInvalidArgument);
+  EXPECT_THAT(error.message, HasSubstr("'codes'"));
+  CanonicalW4 both = s.as_int4();
+  both.codes = s.q.data();
+  EXPECT_THAT(error_of(both).message, HasSubstr("either packed words or codes"));
   const Sample a(16, 64, 64, 17), b(16, 128, 64, 18);
   const CanonicalW4 parts[] = {a.canonical(), b.canonical()};
   auto mixed = prepare_w4(parts, Numerics::kExact, nullptr);
