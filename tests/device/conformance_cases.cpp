@@ -2,7 +2,9 @@
 // The tables of values and the lists behind conformance_cases.h.
 #include "device/conformance_cases.h"
 
+#include <algorithm>
 #include <array>
+#include <iterator>
 
 #include "device/random_data.h"
 
@@ -300,6 +302,39 @@ std::vector<LayerSpec> sanitize_cases() {
   add(2, {128, 128}, 128, 130, 8).shared = Shared::kPlain;
   add(17, {256, 256}, 32, 1, 1).bias = true;
   add(33, {136, 264}, 0, 9, 4).routing = Routing::kAllToOne;
+  return cases;
+}
+
+std::vector<LayerSpec> guard_cases() {
+  struct Shape {
+    int64_t hidden, width, group;
+  };
+  constexpr Shape kShapes[] = {{128, 64, 64},   {136, 72, 0},  {192, 96, 32}, {8, 8, 0},
+                               {128, 128, 128}, {64, 320, 32}, {200, 24, 0},  {256, 64, 64}};
+  constexpr int64_t kMostExperts = 130;
+  std::vector<LayerSpec> cases;
+  for (int64_t experts = 1; experts <= kMostExperts; ++experts) {
+    const auto turn = static_cast<uint64_t>(experts);
+    const Shape& shape = kShapes[turn % std::size(kShapes)];
+    LayerSpec spec;
+    spec.seed = 6000 + turn;
+    spec.experts = experts;
+    spec.hidden = shape.hidden;
+    spec.width = shape.width;
+    spec.group = shape.group;
+    spec.tokens = static_cast<int64_t>(hash(1, turn) % 37);
+    spec.top_k = std::min<int64_t>(experts, 1 + static_cast<int64_t>(hash(2, turn) % 8));
+    spec.numerics = static_cast<Numerics>(turn / 2 % 2);
+    spec.activation = kActivations[turn / 3 % kActivations.size()];
+    spec.source = static_cast<W4Source>(turn % 3);
+    spec.input = static_cast<RouteInput>(turn / 5 % kInputNames.size());
+    spec.routing = experts == 1 ? Routing::kUniform : static_cast<Routing>(turn / 7 % kRoutingNames.size());
+    if (spec.routing == Routing::kHalfEmpty) spec.top_k = std::min(spec.top_k, experts / 2);
+    spec.bias = turn % 2 == 1;
+    spec.shared = static_cast<Shared>(turn / 11 % 3);
+    spec.weight_on_input = spec.top_k == 1 && turn % 3 != 0;
+    cases.push_back(spec);
+  }
   return cases;
 }
 

@@ -81,5 +81,7 @@ std::vector<LayerSpec> field_cases();
 std::vector<LayerSpec> nonfinite_cases();
 // Small ones that meet every kernel, for compute-sanitizer.
 std::vector<LayerSpec> sanitize_cases();
+// 1 to 130 experts at small odd shapes, everything else turning with their number: between guard pages.
+std::vector<LayerSpec> guard_cases();
 
 }  // namespace quadrille::testing

@@ -100,6 +100,7 @@ class Conformance : public ::testing::TestWithParam<LayerSpec> {
     const std::vector<int64_t> keys = keys_in_order(spec.tokens);
     if (spec.tokens > 0) expect_same("graph", {.keys = keys, .graph_replays = 2});
     if (spec.input != RouteInput::kIds) expect_same("ids and weights", {.keys = keys, .as_ids = true});
+    if (spec.input == RouteInput::kIds) expect_same("junk for -1", {.keys = keys, .junk_ids = true});
     if (spec.shared != Shared::kNone) expect_same("one stream", {.keys = keys, .side_stream = false});
   }
 

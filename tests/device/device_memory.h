@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,6 +16,12 @@ namespace quadrille::testing {
 
 inline constexpr uint8_t kPoison = 0xff;  // NaN as bf16, fp32 and e4m3; -1 as an integer
 inline constexpr uint8_t kCanary = 0xc5;
+
+// Poison counts as written memory for compute-sanitizer's initcheck; with QD_TEST_UNPOISONED set it is left out.
+inline bool poisons() {
+  static const bool on = std::getenv("QD_TEST_UNPOISONED") == nullptr;
+  return on;
+}
 
 // Takes live as long as the object.
 class Memory {
@@ -69,7 +76,7 @@ class PoolMemory : public Memory {
     device::Buffer buffer = must(device::Buffer::allocate(bytes + 2 * kFence, stream));
     auto* memory = buffer.as<uint8_t>();
     must(device::fill(memory, kCanary, kFence, stream));
-    must(device::fill(memory + kFence, byte, bytes, stream));
+    if (byte != kPoison || poisons()) must(device::fill(memory + kFence, byte, bytes, stream));
     must(device::fill(memory + kFence + bytes, kCanary, kFence, stream));
     buffers_.push_back(std::move(buffer));
     return memory + kFence;

@@ -13,39 +13,6 @@
 namespace quadrille::testing {
 namespace {
 
-constexpr int64_t kMostExperts = 130;
-
-struct GuardShape {
-  int64_t hidden, width, group;
-};
-constexpr GuardShape kShapes[] = {{128, 64, 64},   {136, 72, 0},  {192, 96, 32}, {8, 8, 0},
-                                  {128, 128, 128}, {64, 320, 32}, {200, 24, 0},  {256, 64, 64}};
-
-// Everything that a number of experts does not fix turns with it.
-LayerSpec guard_spec(int64_t experts) {
-  const auto turn = static_cast<uint64_t>(experts);
-  const GuardShape& shape = kShapes[turn % std::size(kShapes)];
-  LayerSpec spec;
-  spec.seed = 6000 + turn;
-  spec.experts = experts;
-  spec.hidden = shape.hidden;
-  spec.width = shape.width;
-  spec.group = shape.group;
-  spec.tokens = static_cast<int64_t>(hash(1, turn) % 37);
-  spec.top_k = std::min<int64_t>(experts, 1 + static_cast<int64_t>(hash(2, turn) % 8));
-  spec.numerics = static_cast<kernels::Numerics>(turn / 2 % 2);
-  spec.activation = static_cast<kernels::Activation>(turn / 3 % 4);
-  spec.source = static_cast<kernels::W4Source>(turn % 3);
-  spec.input = static_cast<RouteInput>(turn / 5 % 4);
-  spec.routing = static_cast<Routing>(turn / 7 % 5);
-  if (spec.routing == Routing::kHalfEmpty) spec.top_k = std::min(spec.top_k, std::max<int64_t>(1, experts / 2));
-  if (spec.routing == Routing::kHalfEmpty && experts < 2) spec.routing = Routing::kUniform;
-  spec.bias = turn % 2 == 1;
-  spec.shared = static_cast<Shared>(turn / 11 % 3);
-  spec.weight_on_input = spec.top_k == 1 && turn % 3 != 0;
-  return spec;
-}
-
 class Guard : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -58,6 +25,7 @@ class Guard : public ::testing::Test {
     for (const bool forced : {false, true}) {
       Call call{.keys = keys_in_order(spec.tokens)};
       if (forced) {
+        call.junk_ids = spec.input == RouteInput::kIds;
         call.options.gemm1_config = static_cast<int32_t>(hash(3, spec.seed) % configs);
         call.options.gemm2_config = static_cast<int32_t>(hash(4, spec.seed) % configs);
       }
@@ -85,8 +53,7 @@ TEST_F(Guard, TheGuardIsThere) {
 
 TEST_F(Guard, LayersOfOneToManyExperts) {
   ThreadPool pool;
-  for (int64_t experts = 1; experts <= kMostExperts; ++experts) {
-    const LayerSpec spec = guard_spec(experts);
+  for (const LayerSpec& spec : guard_cases()) {
     SCOPED_TRACE(spec.name());
     try {
       check_layer(spec, &pool);

@@ -2,6 +2,10 @@
 // Builds and runs the layer on the device.
 #include "device/layer_case.h"
 
+#include <algorithm>
+#include <iterator>
+#include <limits>
+
 #include "device/fill.h"
 #include "device/random_data.h"
 
@@ -16,6 +20,17 @@ std::vector<T> rows_of(const std::vector<T>& values, const std::vector<int64_t>&
   return rows;
 }
 
+// The rows' ids, with junk for -1 where the call wants it.
+std::vector<int32_t> ids_of(const LayerSpec& spec, const LayerRoutes& routes, const Call& call) {
+  std::vector<int32_t> ids = rows_of(routes.ids, call.keys, spec.top_k);
+  const int32_t junk[] = {static_cast<int32_t>(spec.experts), -2, std::numeric_limits<int32_t>::max(),
+                          std::numeric_limits<int32_t>::min()};
+  for (size_t i = 0; i < ids.size() && call.junk_ids; ++i) {
+    if (ids[i] == -1) ids[i] = junk[i % std::size(junk)];
+  }
+  return ids;
+}
+
 // The inputs of one call on the device.
 moe::DeviceBatch make_batch(const LayerSpec& spec, const LayerRoutes& routes, const Call& call, Memory* memory,
                             device::Stream stream) {
@@ -28,7 +43,7 @@ moe::DeviceBatch make_batch(const LayerSpec& spec, const LayerRoutes& routes, co
   if (spec.input != RouteInput::kIds && !call.as_ids) {
     batch.router_logits = memory->copy_of(rows_of(routes.logits, call.keys, spec.experts), stream);
   } else {
-    batch.topk_ids = memory->copy_of(rows_of(routes.ids, call.keys, spec.top_k), stream);
+    batch.topk_ids = memory->copy_of(ids_of(spec, routes, call), stream);
     batch.topk_weights = memory->copy_of(rows_of(routes.weights, call.keys, spec.top_k), stream);
   }
   return batch;
@@ -119,7 +134,8 @@ std::vector<uint16_t> LayerCase::run(const Call& call, std::string* problems) {
   std::vector<uint16_t> rows = on_host<uint16_t>(batch.out, tokens * spec_.hidden, stream);
   *problems += unwritten(rows, spec_.hidden);
   const uint32_t bits = on_host<uint32_t>(status, 1, stream)[0];
-  if (bits != 0) *problems += fmt::format("status {:#x}; ", bits);
+  const bool junk = call.junk_ids && std::count(routes_.ids.begin(), routes_.ids.end(), -1) > 0;
+  if (bits != (junk ? kernels::kStatusBadExpertId : 0u)) *problems += fmt::format("status {:#x}; ", bits);
   const std::string harmed = memory->harmed(stream) + memory_->harmed(stream);
   if (!harmed.empty()) *problems += "memory was written around a " + harmed;
   return rows;

@@ -19,6 +19,7 @@ namespace quadrille::testing {
 struct Call {
   std::vector<int64_t> keys;  // which token each row is
   moe::DeviceLayerOptions options = {};
+  bool junk_ids = false;    // numbers that are no expert where the ids are -1: the same rows, and a status bit
   bool as_ids = false;      // ids and weights, also where the case has logits
   bool side_stream = true;  // false: the shared expert on the main stream
   int graph_replays = 0;    // > 0: captured, and the result of the last replay

@@ -97,7 +97,8 @@ TEST(ConformanceCases, IllegalPairsAreTheKnownOnes) {
 }
 
 TEST(ConformanceCases, NamesAreUniqueInEachList) {
-  for (const auto& cases : {covering_cases(), shape_cases(), field_cases(), nonfinite_cases(), sanitize_cases()}) {
+  for (const auto& cases :
+       {covering_cases(), shape_cases(), field_cases(), nonfinite_cases(), sanitize_cases(), guard_cases()}) {
     std::set<std::string> names;
     for (const LayerSpec& spec : cases) EXPECT_TRUE(names.insert(spec.name()).second) << spec.name();
   }
@@ -105,7 +106,8 @@ TEST(ConformanceCases, NamesAreUniqueInEachList) {
 }
 
 TEST(ConformanceCases, RulesAreLegal) {
-  for (const auto& cases : {covering_cases(), shape_cases(), field_cases(), nonfinite_cases(), sanitize_cases()}) {
+  for (const auto& cases :
+       {covering_cases(), shape_cases(), field_cases(), nonfinite_cases(), sanitize_cases(), guard_cases()}) {
     for (const LayerSpec& spec : cases) {
       const Status status = moe::check_router_rule(spec.rule());
       EXPECT_TRUE(status) << spec.name() << ": " << status.error().message;

@@ -65,7 +65,9 @@ TEST(HopperLayer, ATokenIsTheSameWithAndWithoutOthers) {
   ThreadPool pool(2);
   auto cases = sanitize_cases();
   for (const LayerSpec& spec : nonfinite_cases()) cases.push_back(spec);
+  for (const LayerSpec& spec : guard_cases()) cases.push_back(spec);
   for (const LayerSpec& spec : cases) {
+    if (spec.tokens == 0) continue;
     const LayerRoutes routes = make_routes(spec, &pool);
     const auto all = hopper_layer(spec, routes, keys_in_order(spec.tokens), &pool);
     const int64_t key = spec.tokens / 2;
@@ -73,7 +75,9 @@ TEST(HopperLayer, ATokenIsTheSameWithAndWithoutOthers) {
     ASSERT_EQ(all.size(), static_cast<size_t>(spec.tokens * spec.hidden));
     EXPECT_TRUE(std::equal(one.begin(), one.end(), all.begin() + key * spec.hidden)) << spec.name();
     std::set<uint16_t> values(all.begin(), all.end());
-    EXPECT_GT(values.size(), 20u) << spec.name() << ": a comparison that sees something";
+    if (spec.tokens >= 7 && spec.hidden >= 64) {
+      EXPECT_GT(values.size(), 20u) << spec.name() << ": a comparison that sees something";
+    }
     EXPECT_EQ(values.count(0xffff), 0u) << "the poison is no result";
   }
 }

@@ -59,7 +59,8 @@ TEST(Refusals, EveryIllegalPair) {
 }
 
 TEST(Refusals, NoCaseOfTheLists) {
-  for (const auto& cases : {covering_cases(), shape_cases(), field_cases(), nonfinite_cases(), sanitize_cases()}) {
+  for (const auto& cases :
+       {covering_cases(), shape_cases(), field_cases(), nonfinite_cases(), sanitize_cases(), guard_cases()}) {
     for (const LayerSpec& spec : cases) {
       const Status status = moe::can_run(layer_of(spec), spec.tokens);
       EXPECT_TRUE(status) << spec.name() << ": " << status.error().message;
