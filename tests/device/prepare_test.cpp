@@ -75,6 +75,26 @@ INSTANTIATE_TEST_SUITE_P(Shapes, Prepare, ::testing::ValuesIn(kStacks), [](const
   return fmt::format("e{}_n{}_k{}", stack.param.experts, stack.param.part_n, stack.param.k);
 });
 
+// Enough row blocks that a block of threads takes several chunks of k, and the last one fewer.
+TEST(PrepareMany, BlocksThatWalkAlongK) {
+  if (auto ok = device::available(); !ok) GTEST_SKIP() << ok.error().message;
+  const PrepareEngine engine;
+  ThreadPool pool;
+  for (const Numerics numerics : kBoth) {
+    const PrepareStack s{33, 1056, 1056, 32, 2, numerics};
+    const PreparedBytes expected = prepare_on_cpu(s, &pool);
+    for (const W4Source source : {W4Source::kUint4b8, W4Source::kInt8}) {
+      const PrepareImage image(s, source);
+      PoolMemory memory;
+      const PreparedBytes found = prepare_on_gpu(s, image, source, Place::kDevice, memory, engine);
+      EXPECT_EQ(found.status, 0u);
+      EXPECT_EQ(bit_differences(found.weights, expected.weights, s.map().record_bytes()), "") << s.name();
+      EXPECT_EQ(bit_differences(found.channel_scale, expected.channel_scale, s.map().padded_n()), "") << s.name();
+      EXPECT_EQ(bit_differences(found.bias, expected.bias, s.map().padded_n()), "") << s.name();
+    }
+  }
+}
+
 TEST(PrepareBounds, NothingBehindATensorIsTouched) {
   if (auto ok = device::available(); !ok) GTEST_SKIP() << ok.error().message;
   const PrepareEngine engine;

@@ -3,6 +3,7 @@
 // and placed, gate and up interleaved in the address computation. Called through the device table by src/prepare.
 #include <algorithm>
 
+#include "core/check.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/prepare/source.cuh"
@@ -17,7 +18,8 @@ namespace {
 using layout::kRecordRows;
 using layout::W4Hopper64;
 
-constexpr int kMaxGroups = 4;  // of a record
+constexpr int kMaxGroups = 4;                    // of a record
+static_assert(sizeof(DevicePrepareW4) <= 4096);  // what a launch carries on every driver
 
 struct __align__(16) Tile {
   uint32_t codes[kRecordRows * kChunkPitch];                     // two's complement nibbles, [row][k / 8]
@@ -189,6 +191,7 @@ void launch(const DevicePrepareW4& p, cudaStream_t stream) {
 }  // namespace
 
 void prepare_w4(const DevicePrepareW4& p, device::Stream stream) {
+  QD_CHECK(p.num_experts >= 0 && p.num_experts <= kMaxPrepareExperts, "more experts than a launch has pointers for");
   if (p.num_experts == 0) return;
   const bool vllm = p.numerics == Numerics::kVllm;
   if (p.source == W4Source::kInt8) {
