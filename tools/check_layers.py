@@ -26,16 +26,17 @@ ARROWS = {
     "src/kernels": ["src/core", "src/kernels/api", "src/kernels/ref", "src/kernels/cpu"],
     "src/quantize": ["src/core", "src/numerics", "src/layout", "src/formats", "src/kernels/api"],
     "src/prepare": ["src/core", "src/numerics", "src/layout", "src/device", "src/kernels/api"],
-    "src/moe": ["src/core", "src/numerics", "src/layout", "src/device", "src/kernels/api", "src/prepare"],
+    "src/parallel": ["src/core", "src/numerics", "src/device", "src/kernels/api"],
+    "src/moe": ["src/core", "src/numerics", "src/layout", "src/device", "src/kernels/api", "src/prepare", "src/parallel"],
     "src/api": ["src/core", "src/numerics", "src/layout", "src/device", "src/kernels/api", "src/prepare", "src/moe",
                 "include/quadrille"],
     "include/quadrille": [],
     "src/model/tokenizer": ["src/core", "src/formats"],
     "src/model": ["src/core", "src/numerics", "src/layout", "src/formats", "src/kernels/api", "src/prepare",
-                  "src/quantize", "src/moe", "src/model/tokenizer"],
-    "src/engine": ["src/core", "src/model"],
+                  "src/quantize", "src/moe", "src/model/tokenizer", "src/parallel"],
+    "src/engine": ["src/core", "src/model", "src/parallel"],
     "cli": ["src/core", "src/formats", "src/model/tokenizer", "src/numerics", "src/layout", "src/quantize", "src/prepare", "src/kernels/api",
-            "src/moe", "src/model", "src/engine", "src/device", "bench"],
+            "src/moe", "src/model", "src/engine", "src/device", "src/parallel", "bench"],
     "bench/device": ["src/core", "src/numerics", "src/layout", "src/device", "src/kernels/api", "src/prepare", "src/moe",
                      "bench"],
     "bench": ["src/core", "src/numerics", "src/layout", "src/kernels/api", "src/kernels/cpu", "src/prepare"],
@@ -43,7 +44,8 @@ ARROWS = {
 PRINTS = re.compile(r"\b(std::cout|std::cerr|std::abort|std::exit|std::terminate|_exit|abort|exit|printf|fprintf|puts|"
                     r"fmt::print)\s*(\(|<<)")
 DEVICE_HEADERS = re.compile(r"<(cuda|nccl|mpi|cublas|cudnn)[\w./]*>")
-DEVICE_ROOMS = ("src/device/cuda_", "src/kernels/cuda/", "tests/device/", "bench/device/")
+DEVICE_ROOMS = ("src/device/cuda_", "src/kernels/cuda/", "src/parallel/nccl", "src/parallel/mpi_module", "tests/device/",
+                "bench/device/")
 MAX_LINES = 400
 
 

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ranks that are threads of one process: collectives over shared memory. Small messages pass through a mailbox of the
+// sender (one meeting a collective), large ones are read where they lie.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "parallel/communicator.h"
+
+namespace quadrille::parallel {
+
+// One communicator a rank, to be handed to the thread of that rank. size >= 1.
+std::vector<std::unique_ptr<Communicator>> thread_communicators(int size);
+
+// Starts one thread a rank, runs body(communicator) on each and waits for all. An error or exception of one rank fails
+// its communicator, so that the others come back with kLostRank. The error returned is that of the rank that failed
+// first, with "rank r: " in front. `on_lost` (may be empty) is called once, from the failing thread.
+Status run_rank_threads(int size, const std::function<Status(Communicator&)>& body,
+                        const LossState::Callback& on_lost = {});
+
+}  // namespace quadrille::parallel
