@@ -48,6 +48,43 @@ TEST(W4A8, ResultsMultiplyInTheirOrder) {
   EXPECT_EQ(piece_size(64), 64);
 }
 
+TEST(W4A8, BlockChain) {
+  const float scale = 0.0137f, sa = 1.7e-3f, acc = 321.0625f, total = -4.5f;
+  const volatile float scaled = sa * acc;  // rounded before the fma
+  EXPECT_EQ(block_group(scale, sa, acc, total), std::fmaf(scale, scaled, total));
+  // What is left after cancellation shows that rounding: with sa * acc unrounded it would be another number.
+  const float opposite = -(scale * scaled);
+  EXPECT_NE(block_group(scale, sa, acc, opposite),
+            static_cast<float>(double{scale} * (double{sa} * double{acc}) + double{opposite}));
+  EXPECT_EQ(block_result(3.25f), 1664.0f);
+  EXPECT_EQ(bits_of(block_result(float_of(0xffc12345u))), kCanonicalNanF32);
+}
+
+// What a device's padding relies on: a step of zeros gives back its accumulator, a group of zeros with the scale -0 its
+// final, a zero of either sign included.
+TEST(W4A8, PaddingAddsNothing) {
+  std::mt19937 random(2);
+  const uint8_t zeros[32] = {};
+  for (int round = 0; round < 2000; ++round) {
+    uint8_t a[64], b[64], some[32];
+    for (int i = 0; i < 64; ++i) {
+      a[i] = static_cast<uint8_t>(random());
+      b[i] = exact_weight_code(static_cast<int>(random() % 16) - 8);
+      if (round % 8 != 0 && e4m3_is_nan(a[i])) a[i] = 0;
+    }
+    for (uint8_t& code : some) code = static_cast<uint8_t>(random() % 0x7f);
+    const float acc = hopper_chain(a, b, 2, 0.0f);
+    EXPECT_EQ(bits_of(hopper_k32(zeros, zeros, acc)), bits_of(acc));
+    EXPECT_EQ(bits_of(hopper_k32(some, zeros, acc)), bits_of(acc));
+  }
+  EXPECT_EQ(bits_of(hopper_k32(zeros, zeros, 0.0f)), 0u);
+  for (const float total : {0.0f, -0.0f, 1.5f, -3e-42f, INFINITY, -INFINITY}) {
+    EXPECT_EQ(bits_of(exact_group(-0.0f, 0.0f, total)), bits_of(total));
+    EXPECT_EQ(bits_of(block_group(-0.0f, 0.25f, 0.0f, total)), bits_of(total));
+  }
+  EXPECT_NE(bits_of(exact_group(0.0f, 0.0f, -0.0f)), bits_of(-0.0f)) << "the scale +0 would not do";
+}
+
 struct Split {
   std::vector<float> scales;
   float channel;
