@@ -3,6 +3,7 @@
 #include "cli/layer_file.h"
 
 #include <cstring>
+#include <utility>
 
 #include "core/check.h"
 #include "formats/safetensors.h"
@@ -103,14 +104,9 @@ Result<int64_t> group_size_of(const TensorView& scales, int64_t k) {
                     scales.where(), groups, k);
 }
 
-struct Weights {
-  std::vector<std::byte> packed, scales;
-  int64_t group_size = 0;
-};
-
-Result<Weights> read_weights(const SafetensorsFile& file, const std::string& name, int64_t num_experts, int64_t n,
-                             int64_t k) {
-  Weights weights;
+Result<LayerWeights> read_weights(const SafetensorsFile& file, const std::string& name, int64_t num_experts, int64_t n,
+                                  int64_t k) {
+  LayerWeights weights{.n = n, .k = k, .group_size = 0, .packed = {}, .scales = {}};
   QD_TRY(const TensorView* packed, find_checked(file, name + "_packed", {DType::kI32}, {num_experts, n, k / 8}));
   QD_TRY(const TensorView* scales, find_checked(file, name + "_scale", {DType::kBF16}, {num_experts, n, -1}));
   QD_TRY(weights.group_size, group_size_of(*scales, k));
@@ -122,22 +118,23 @@ Result<Weights> read_weights(const SafetensorsFile& file, const std::string& nam
 }
 
 // Prepares all experts' matrices and makes the linear layer over them.
-Status prepare_matrices(const Weights& weights, int64_t num_experts, int64_t n, int64_t k, kernels::Numerics numerics,
-                        ThreadPool& pool, std::vector<prepare::PreparedW4>* prepared,
-                        std::vector<kernels::W4Matrix>* views, moe::Linear* linear) {
+Status prepare_matrices(LayerWeights weights, int64_t num_experts, kernels::Numerics numerics, ThreadPool& pool,
+                        std::vector<prepare::PreparedW4>* prepared, std::vector<kernels::W4Matrix>* views,
+                        moe::Linear* linear) {
   const auto experts = static_cast<size_t>(num_experts);
   for (size_t e = 0; e < experts; ++e) {
-    const prepare::CanonicalW4 matrix{.n = n,
-                                      .k = k,
-                                      .group_size = weights.group_size,
-                                      .packed = weights.packed.data() + e * (weights.packed.size() / experts),
-                                      .scales = weights.scales.data() + e * (weights.scales.size() / experts)};
+    prepare::CanonicalW4 matrix;
+    matrix.n = weights.n;
+    matrix.k = weights.k;
+    matrix.group_size = weights.group_size;
+    matrix.packed = weights.packed.data() + e * (weights.packed.size() / experts);
+    matrix.scales = weights.scales.data() + e * (weights.scales.size() / experts);
     auto one = prepare::prepare_w4(matrix, numerics, &pool);
     if (!one) return one.error().in(fmt::format("expert {}", e));
     prepared->push_back(std::move(*one));
   }
   for (const prepare::PreparedW4& one : *prepared) views->push_back(one.view());
-  *linear = moe::W4Linear{num_experts, n, k, weights.group_size, views->data(), nullptr};
+  *linear = moe::W4Linear{num_experts, weights.n, weights.k, weights.group_size, views->data(), nullptr};
   return {};
 }
 
@@ -150,8 +147,7 @@ Status check_metadata(const SafetensorsFile& file) {
 
 }  // namespace
 
-Status read_layer_file(const std::string& path, kernels::Numerics numerics, kernels::Rounding rounding,
-                       ThreadPool& pool, LayerFile* layer) {
+Status read_layer_file(const std::string& path, kernels::Rounding rounding, LayerFile* layer) {
   QD_TRY(const SafetensorsFile file, SafetensorsFile::open(path));
   QD_TRY_STATUS(check_metadata(file));
   QD_TRY(const TensorView* w13, find_checked(file, "w13_packed", {DType::kI32}, {-1, -1, -1}));
@@ -163,8 +159,8 @@ Status read_layer_file(const std::string& path, kernels::Numerics numerics, kern
                       "{}: expected gate rows and then up rows, as many of each and a multiple of 8, found {} rows",
                       w13->where(), w13->shape[1]);
   }
-  QD_TRY(const Weights gate_up, read_weights(file, "w13", layer->num_experts, 2 * layer->width, layer->hidden));
-  QD_TRY(const Weights down, read_weights(file, "w2", layer->num_experts, layer->hidden, layer->width));
+  QD_TRY(layer->w13, read_weights(file, "w13", layer->num_experts, 2 * layer->width, layer->hidden));
+  QD_TRY(layer->w2, read_weights(file, "w2", layer->num_experts, layer->hidden, layer->width));
   QD_TRY(const TensorView* ids, find_checked(file, "topk_ids", {DType::kI32, DType::kI64}, {-1, -1}));
   layer->num_tokens = ids->shape[0];
   layer->top_k = ids->shape[1];
@@ -176,17 +172,21 @@ Status read_layer_file(const std::string& path, kernels::Numerics numerics, kern
   if (rounding == kernels::Rounding::kBf16) {
     for (float& value : layer->x) value = numerics::round_to_bf16(value);
   }
+  layer->layer.rule.num_experts = layer->num_experts;
+  layer->layer.rule.top_k = layer->top_k;
+  return {};
+}
+
+Status prepare_layer(const std::string& path, kernels::Numerics numerics, ThreadPool& pool, LayerFile* layer) {
   moe::GatedMlp& mlp = layer->layer.experts;
   mlp.hidden = layer->hidden;
   mlp.width = layer->width;
-  layer->layer.rule.num_experts = layer->num_experts;
-  layer->layer.rule.top_k = layer->top_k;
-  if (auto done = prepare_matrices(gate_up, layer->num_experts, 2 * layer->width, layer->hidden, numerics, pool,
-                                   &layer->gate_up, &layer->gate_up_views, &mlp.gate_up);
+  if (auto done = prepare_matrices(std::exchange(layer->w13, {}), layer->num_experts, numerics, pool, &layer->gate_up,
+                                   &layer->gate_up_views, &mlp.gate_up);
       !done) {
     return done.error().in(path + ": w13");
   }
-  if (auto done = prepare_matrices(down, layer->num_experts, layer->hidden, layer->width, numerics, pool, &layer->down,
+  if (auto done = prepare_matrices(std::exchange(layer->w2, {}), layer->num_experts, numerics, pool, &layer->down,
                                    &layer->down_views, &mlp.down);
       !done) {
     return done.error().in(path + ": w2");
@@ -231,6 +231,14 @@ void StageCollector::stage(const moe::Stage& stage) {
   } else if (!kept.bytes.empty()) {
     std::memcpy(kept.bytes.data(), stage.data, kept.bytes.size());
   }
+  stages_.push_back(std::move(kept));
+}
+
+void StageCollector::add_out(int64_t num_tokens, int64_t hidden, const std::vector<uint16_t>& out) {
+  Kept kept;
+  kept.declaration = {"out", DType::kBF16, {num_tokens, hidden}};
+  kept.bytes.resize(2 * out.size());
+  if (!out.empty()) std::memcpy(kept.bytes.data(), out.data(), kept.bytes.size());
   stages_.push_back(std::move(kept));
 }
 

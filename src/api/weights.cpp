@@ -147,9 +147,16 @@ Result<std::unique_ptr<qd_weights>> prepare_weights(const Source& source, const 
   if (source.w4.on_host) QD_TRY_STATUS(events.fill(&streams));
   const prepare::DeviceW4Destination destination{weights->weights.as<uint8_t>(), weights->channel_scale.as<float>(),
                                                  weights->bias.as<float>()};
-  // The staging memory goes back in the order of `stream`, which reads it last.
-  QD_TRY_STATUS(prepare::prepare_on_device(*table, source.w4, destination, staging.get(), streams,
-                                           weights->flags.as<uint32_t>()));
+  // The staging memory goes back in the order of `stream`, which reads it last; where an error cuts the order short,
+  // the copies that were enqueued come first.
+  if (auto enqueued = prepare::prepare_on_device(*table, source.w4, destination, staging.get(), streams,
+                                                 weights->flags.as<uint32_t>());
+      !enqueued) {
+    if (source.w4.on_host && device::record(streams.staging_ready, copy)) {
+      (void)device::wait(stream, streams.staging_ready).ok();
+    }
+    return enqueued.error();
+  }
   weights->linear = linear_of(source.w4, sizes, *weights);
   weights->num_parts = source.w4.num_parts;
   return weights;

@@ -173,6 +173,42 @@ TEST_F(LayerFiles, WideIdsAndRoutesThatAreElsewhere) {
   EXPECT_THAT(outcome.err, HasSubstr("expected an expert of 0..3"));
 }
 
+TEST_F(LayerFiles, DeviceOptionsThatDoNotFit) {
+  const std::string in = write();
+  const auto expect_usage = [&](std::vector<std::string> more, const std::string& text) {
+    const Outcome outcome = run(in, std::move(more));
+    EXPECT_EXIT_CODE(outcome, 2);
+    EXPECT_THAT(outcome.err, HasSubstr(text));
+  };
+  expect_usage({"--repeat", "5"}, "only with --device cuda");
+  expect_usage({"--device", "cuda", "--stages"}, "only with --device cpu");
+  expect_usage({"--device", "cuda", "--kernels", "generic"}, "only with --device cpu");
+  expect_usage({"--device", "cuda", "--round", "f32"}, "only with --device cpu");
+  expect_usage({"--device", "tpu"}, "tpu");
+  EXPECT_FALSE(std::filesystem::exists(folder / "out.safetensors"));
+}
+
+// On a machine without a Hopper GPU the reason, else the bits of the table hopper.
+TEST_F(LayerFiles, DeviceGivesTheBitsOfHopperOrTheReason) {
+  for (const char* numerics : {"exact", "vllm"}) {
+    const std::string in = write();
+    const Outcome outcome = run(in, {"--device", "cuda", "--numerics", numerics, "--repeat", "3"});
+    if (outcome.exit_code != 0) {
+      EXPECT_EXIT_CODE(outcome, 1);
+      EXPECT_THAT(outcome.err, ::testing::AnyOf(HasSubstr("expected"), HasSubstr("configure with -DQD_CUDA=ON")));
+      EXPECT_FALSE(std::filesystem::exists(folder / "out.safetensors"));
+      GTEST_SKIP() << outcome.err;
+    }
+    EXPECT_THAT(outcome.out, HasSubstr("median of 3 replays"));
+    const SafetensorsFile file = open(folder / "out.safetensors");
+    const std::vector<std::byte> found(file.find("out")->bytes.begin(), file.find("out")->bytes.end());
+    ASSERT_EXIT_OK(run(in, {"--kernels", "hopper", "--numerics", numerics}));
+    const SafetensorsFile expected = open(folder / "out.safetensors");
+    ASSERT_EQ(expected.find("out")->bytes.size(), found.size());
+    EXPECT_EQ(std::memcmp(expected.find("out")->bytes.data(), found.data(), found.size()), 0) << numerics;
+  }
+}
+
 TEST_F(LayerFiles, ErrorsNameFileAndTensor) {
   const auto expect_error = [&](const std::string& in, const std::string& text, std::vector<std::string> more = {}) {
     const Outcome outcome = run(in, std::move(more));
