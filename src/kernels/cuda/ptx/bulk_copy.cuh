@@ -25,6 +25,16 @@ __device__ __forceinline__ void tensor_copy(uint32_t shared, const CUtensorMap* 
       : "memory");
 }
 
+// The same, into the same place of every CTA of the cluster that `mask` names, completing on the barrier of each.
+__device__ __forceinline__ void tensor_copy_multicast(uint32_t shared, const CUtensorMap* map, int32_t x, int32_t y,
+                                                      uint32_t barrier, uint16_t mask) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, "
+      "%3}], [%4], %5;" ::"r"(shared),
+      "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(mask)
+      : "memory");
+}
+
 __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }

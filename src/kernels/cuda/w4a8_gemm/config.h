@@ -16,12 +16,14 @@ struct TileShape {
   int tokens;       // N of the wgmma
   int stages;       // ring of k128 stages
   int ctas_per_sm;  // what registers and shared memory are cut for
+  int cluster;      // CTAs that share a token tile: each fetches its part and multicasts it to all
 };
 
 // Small tiles want many independent CTAs a multiprocessor and 48..64 KB of weights in flight together (B1 of the
-// microbenchmarks); the large one wants few bytes from L2 for each operation.
+// microbenchmarks); the large one wants few bytes from L2 for each operation: a pair of CTAs with
+// neighbouring out features shares the tokens, since L2 alone delivers 30 bytes a clock and the tile eats 35.
 inline constexpr TileShape kTileShapes[] = {
-    {1, 8, 6, 4}, {1, 16, 6, 4}, {1, 32, 5, 3}, {1, 64, 4, 3}, {2, 128, 5, 1},
+    {1, 8, 6, 4, 1}, {1, 16, 6, 4, 1}, {1, 32, 5, 3, 1}, {1, 64, 4, 3, 1}, {2, 128, 5, 1, 2},
 };
 inline constexpr int kNumTiles = sizeof(kTileShapes) / sizeof(kTileShapes[0]);
 
@@ -36,6 +38,7 @@ struct GemmPlan {
   static constexpr int kWarpgroups = kShape.warpgroups;
   static constexpr int kTokens = kShape.tokens;
   static constexpr int kStages = kShape.stages;
+  static constexpr int kCluster = kShape.cluster;
   static constexpr int kConsumerThreads = kWarpgroups * 128;
   // One producer warp; registers move to the consumers in whole warpgroups only (setmaxnreg), hence three idle ones
   // beside it where a tile needs more than an even share.
@@ -48,7 +51,11 @@ struct GemmPlan {
   static constexpr int kCtas =
       kWide && kShape.ctas_per_sm > 1 && kTokens > 8 ? kTokens > 16 ? 2 : 3 : kShape.ctas_per_sm;
   // Group sums that are in flight at once: as many as the registers of the tile allow.
-  static constexpr int kSets = kVllm ? 1 : kTokens <= 32 ? kGroups : kTokens <= 64 && kGroups > 1 ? 2 : 1;
+  static constexpr int kSetsThatFit = kTokens <= 16   ? 4
+                                      : kTokens <= 32 ? A == Arithmetic::kBlock ? 2 : 4
+                                      : kTokens <= 64 ? 2
+                                                      : 1;
+  static constexpr int kSets = kVllm ? 1 : kGroups < kSetsThatFit ? kGroups : kSetsThatFit;
 
   static constexpr int kRecordBytes = layout::kRecordCodeBytes + layout::kRecordRows * kGroups * (kVllm ? 1 : 2);
   static constexpr int kTokenBytes = kTokens * layout::kRecordK;
@@ -66,12 +73,12 @@ struct GemmPlan {
   static constexpr int kLutAt = kStagingAt + kWarpgroups * kStagingBytes;
   static constexpr int kBarriersAt = kLutAt + kLutBytes;
   static constexpr int kSharedBytes = kBarriersAt + kStages * 16;
-  // 384 threads at 168 registers: 2 * 128 * 240 + 128 * 24 fit the same file.
+  // 384 threads at 168 registers: 2 * 128 * 224 + 128 * 56 fit the same file; a producer of 40 spills.
   static __device__ __forceinline__ void take_registers() {
-    if constexpr (kMovesRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+    if constexpr (kMovesRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
   }
   static __device__ __forceinline__ void give_registers() {
-    if constexpr (kMovesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    if constexpr (kMovesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
   }
   static_assert(kSharedBytes + 1024 <= 232448, "more shared memory than a block can have");
   static_assert((kSharedBytes + 2048) * kCtas <= 233472, "more than the multiprocessor has");

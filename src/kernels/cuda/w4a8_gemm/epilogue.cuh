@@ -6,8 +6,6 @@
 #include "kernels/cuda/ptx/barrier.cuh"
 #include "kernels/cuda/w4a8_gemm/work.cuh"
 #include "numerics/activation.h"
-#include "numerics/bf16.h"
-#include "numerics/w4a8.h"
 
 namespace quadrille::kernels::cuda {
 
@@ -30,16 +28,32 @@ class Epilogue {
     }
     sync();  // all rows are written
     const int first_n = (w.row_tile * Plan::kWarpgroups + warpgroup_) * layout::kRecordRows;
-    // Eight threads a token, eight prepared rows each.
-    const int n = first_n + thread_ % 8 * 8;
     if (args_.output == GemmOutput::kActivated && args_.activation.gated()) {
       store_gated(w, first_n);
-    } else if (n < args_.n) {
-      store_rows(w, n);
+    } else {
+      store_rows(w, first_n + thread_ % 8 * 8);
     }
   }
 
  private:
+  // What a thread's out features have in common over all tokens: `Count` of them from n on.
+  template <int Count>
+  struct Features {
+    float channel[Count];
+    float bias[Count];
+  };
+  template <int Count>
+  __device__ __forceinline__ Features<Count> features(const WorkItem& w, int n) const {
+    Features<Count> f{};
+    const int64_t first = static_cast<int64_t>(w.expert) * args_.padded_n + n;
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      if constexpr (Plan::kVllm) f.channel[i] = args_.channel_scale[first + i];
+      if (args_.bias != nullptr) f.bias[i] = args_.bias[first + i];
+    }
+    return f;
+  }
+
   // All threads of the warpgroup.
   __device__ __forceinline__ void sync() {
     if (Plan::kWarpgroups == 1 || warpgroup_ == 0) {
@@ -49,27 +63,39 @@ class Epilogue {
     }
   }
 
-  // y of a prepared row before the bias: section 3.
-  __device__ __forceinline__ float result(const WorkItem& w, int64_t row, int n, float value) const {
-    if constexpr (Plan::kArithmetic == Arithmetic::kExact) {
-      return numerics::exact_result(value, args_.act_scale[row]);
-    } else if constexpr (Plan::kArithmetic == Arithmetic::kBlock) {
-      return numerics::canonical(value * 512.0f);
-    } else {
-      const float channel = args_.channel_scale[static_cast<int64_t>(w.expert) * args_.padded_n + n];
-      return numerics::vllm_result(channel, args_.act_scale[row], value);
+  // The factor of a row: sa * 512, sa, or 512 (section 3).
+  __device__ __forceinline__ float row_factor(int64_t row) const {
+    if constexpr (Plan::kArithmetic == Arithmetic::kBlock) return 512.0f;
+    const float scale = args_.act_scale[row];
+    return Plan::kVllm ? scale : scale * 512.0f;
+  }
+  // y with its bias. A NaN keeps its payload here: every way out makes it canonical.
+  template <int Count>
+  __device__ __forceinline__ void finish(const Features<Count>& f, float factor, float (&y)[Count]) const {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      y[i] = Plan::kVllm ? f.channel[i] * (factor * y[i]) : y[i] * factor;
+      if (args_.bias != nullptr) y[i] = y[i] + f.bias[i];
     }
   }
-  __device__ __forceinline__ float biased(const WorkItem& w, int64_t row, int n, float value) const {
-    const float y = result(w, row, n, value);
-    if (args_.bias == nullptr) return y;
-    return numerics::canonical(y + args_.bias[static_cast<int64_t>(w.expert) * args_.padded_n + n]);
+
+  template <int Count>
+  __device__ __forceinline__ void read(const float* values, float (&y)[Count]) const {
+#pragma unroll
+    for (int i = 0; i < Count; i += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(values + i);
+      y[i] = four.x;
+      y[i + 1] = four.y;
+      y[i + 2] = four.z;
+      y[i + 3] = four.w;
+    }
   }
+
   __device__ __forceinline__ float activate(float gate, float up) const {
     if constexpr (Plan::kVllm) {
       return numerics::activation_vllm(args_.activation, gate, up);
     } else {
-      return numerics::activation_exact(args_.activation, gate, up);
+      return numerics::activation_f32(args_.activation, gate, up);  // rounded by pack()
     }
   }
 
@@ -78,39 +104,43 @@ class Epilogue {
     const int channel = thread_ % 8 * 4;
     const int local = channel / 8 * 16 + channel % 8;
     if (first_n + local >= args_.n) return;
+    const auto gates = features<4>(w, first_n + local);
+    const auto ups = features<4>(w, first_n + local + 8);
 #pragma unroll 1
     for (int token = thread_ / 8; token < w.num_rows; token += 16) {
       const int64_t row = static_cast<int64_t>(w.first_row) + token;
-      const float* values = staging_ + token * Plan::kStagingPitch + local;
-      uint32_t packed[2];
+      const float factor = row_factor(row);
+      float gate[4], up[4];
+      read(staging_ + token * Plan::kStagingPitch + local, gate);
+      read(staging_ + token * Plan::kStagingPitch + local + 8, up);
+      finish(gates, factor, gate);
+      finish(ups, factor, up);
 #pragma unroll
-      for (int i = 0; i < 4; i += 2) {
-        const float first = activate(biased(w, row, first_n + local + i, values[i]),
-                                     biased(w, row, first_n + local + 8 + i, values[8 + i]));
-        const float second = activate(biased(w, row, first_n + local + i + 1, values[i + 1]),
-                                      biased(w, row, first_n + local + 9 + i, values[9 + i]));
-        packed[i / 2] = pack(first, second);
-      }
+      for (int i = 0; i < 4; ++i) gate[i] = activate(gate[i], up[i]);
       uint16_t* out = static_cast<uint16_t*>(args_.out) + row * args_.out_pitch + first_n / 2 + channel;
-      *reinterpret_cast<uint2*>(out) = make_uint2(packed[0], packed[1]);
+      *reinterpret_cast<uint2*>(out) = make_uint2(pack(gate[0], gate[1]), pack(gate[2], gate[3]));
     }
   }
 
   // Eight prepared rows a thread; without a gate they are the channels.
   __device__ __forceinline__ void store_rows(const WorkItem& w, int n) {
+    if (n >= args_.n) return;
     const bool activated = args_.output == GemmOutput::kActivated;
+    const auto f = features<8>(w, n);
 #pragma unroll 1
     for (int token = thread_ / 8; token < w.num_rows; token += 16) {
       const int64_t row = static_cast<int64_t>(w.first_row) + token;
-      const float* values = staging_ + token * Plan::kStagingPitch + thread_ % 8 * 8;
       float y[8];
+      read(staging_ + token * Plan::kStagingPitch + thread_ % 8 * 8, y);
+      finish(f, row_factor(row), y);
+      if (activated) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        y[i] = biased(w, row, n + i, values[i]);
-        if (activated) y[i] = activate(y[i], 0.0f);
+        for (int i = 0; i < 8; ++i) y[i] = activate(y[i], 0.0f);
       }
       if (args_.output == GemmOutput::kRowsF32) {
         float4* out = reinterpret_cast<float4*>(static_cast<float*>(args_.out) + row * args_.out_pitch + n);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) y[i] = numerics::canonical(y[i]);
         out[0] = make_float4(y[0], y[1], y[2], y[3]);
         out[1] = make_float4(y[4], y[5], y[6], y[7]);
       } else {
@@ -120,9 +150,11 @@ class Epilogue {
     }
   }
 
+  // Nearest even, NaN to 0x7FFF, subnormals kept: what numerics::bf16_from_f32 does (tests compare).
   static __device__ __forceinline__ uint32_t pack(float first, float second) {
-    return static_cast<uint32_t>(numerics::bf16_from_f32(first)) |
-           static_cast<uint32_t>(numerics::bf16_from_f32(second)) << 16;
+    uint32_t packed;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(second), "f"(first));
+    return packed;
   }
 
   const GemmArguments& args_;

@@ -20,7 +20,7 @@ __device__ __forceinline__ void consume(const GemmArguments& args, uint8_t* shar
   MainLoop<Plan> loop(args, shared, base, full, empty, warpgroup, thread);
   Epilogue<Plan> epilogue(args, shared, warpgroup, thread);
   RingPlace<Plan::kStages> place;
-  for (int item = static_cast<int>(blockIdx.x); item < work.num_items; item += static_cast<int>(gridDim.x)) {
+  for (int item = work.first_item(); item < work.num_items; item += work.item_stride()) {
     if (work.at(item).row_tile * Plan::kWarpgroups + warpgroup >= args.row_blocks) {
       loop.skip(place);
       continue;
@@ -32,10 +32,18 @@ __device__ __forceinline__ void consume(const GemmArguments& args, uint8_t* shar
   }
 }
 
+// The threads of a CTA meet; in a cluster all of its CTAs do.
 template <typename Plan>
-__global__ void __launch_bounds__(Plan::kThreads, Plan::kCtas)
-    w4a8_gemm_kernel(const __grid_constant__ GemmArguments args, const __grid_constant__ CUtensorMap tokens) {
-  extern __shared__ __align__(1024) uint8_t shared[];
+__device__ __forceinline__ void meet() {
+  if constexpr (Plan::kCluster == 1) {
+    __syncthreads();
+  } else {
+    ptx::cluster_sync();
+  }
+}
+
+template <typename Plan>
+__device__ __forceinline__ void gemm_body(const GemmArguments& args, const CUtensorMap& tokens, uint8_t* shared) {
   const uint32_t base = ptx::shared_address(shared);
   const uint32_t full = base + Plan::kBarriersAt;
   const uint32_t empty = full + Plan::kStages * 8;
@@ -43,7 +51,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kCtas)
   if (threadIdx.x == 0) {
     for (int s = 0; s < Plan::kStages; ++s) {
       ptx::barrier_init(full + s * 8, 1);
-      ptx::barrier_init(empty + s * 8, Plan::kConsumerThreads / 32);
+      ptx::barrier_init(empty + s * 8, Plan::kConsumerThreads / 32 * Plan::kCluster);
     }
     ptx::fence_barrier_init();
     ptx::prefetch_tensor_map(&tokens);
@@ -51,7 +59,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kCtas)
   if constexpr (Plan::kVllm) {
     fill_scale_tables(reinterpret_cast<uint4*>(shared + Plan::kLutAt), static_cast<int>(threadIdx.x), Plan::kThreads);
   }
-  __syncthreads();  // barriers and tables are ready: pairs with nothing later
+  meet<Plan>();  // barriers (of the neighbour, too) and tables are ready
   if (warp >= Plan::kConsumerThreads / 32) {
     Plan::give_registers();
     if (threadIdx.x == Plan::kConsumerThreads) produce<Plan>(args, &tokens, base, full, empty);
@@ -59,6 +67,22 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kCtas)
     Plan::take_registers();
     consume<Plan>(args, shared, base, full, empty);
   }
+  // A CTA stays until its neighbour has made the last copy into it and the last arrival at it.
+  if constexpr (Plan::kCluster > 1) meet<Plan>();
+}
+
+template <typename Plan>
+__global__ void __launch_bounds__(Plan::kThreads, Plan::kCtas)
+    w4a8_gemm_kernel(const __grid_constant__ GemmArguments args, const __grid_constant__ CUtensorMap tokens) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  gemm_body<Plan>(args, tokens, shared);
+}
+
+template <typename Plan>
+__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(Plan::kThreads, Plan::kCtas)
+    w4a8_gemm_pair_kernel(const __grid_constant__ GemmArguments args, const __grid_constant__ CUtensorMap tokens) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  gemm_body<Plan>(args, tokens, shared);
 }
 
 }  // namespace quadrille::kernels::cuda

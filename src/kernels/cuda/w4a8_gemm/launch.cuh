@@ -14,17 +14,23 @@ int num_multiprocessors();
 template <int Tile, Arithmetic A, int GroupK>
 void launch_gemm(const DeviceW4A8Gemm& p, const GemmArguments& args, device::Stream stream) {
   using Plan = GemmPlan<Tile, A, GroupK>;
-  const auto kernel = w4a8_gemm_kernel<Plan>;
+  static_assert(Plan::kCluster <= 2);
+  void (*kernel)(GemmArguments, CUtensorMap);
+  if constexpr (Plan::kCluster == 2) {
+    kernel = w4a8_gemm_pair_kernel<Plan>;
+  } else {
+    kernel = w4a8_gemm_kernel<Plan>;
+  }
   // Idempotent and cheap (no device call): no flag to guard between threads and devices.
   if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kSharedBytes) != cudaSuccess) {
     check_launch("w4a8_gemm: shared memory");
   }
-  const CUtensorMap tokens = activation_map(p.act, p.act_rows, p.act_pitch, Plan::kTokens);
+  const CUtensorMap tokens = activation_map(p.act, p.act_rows, p.act_pitch, Plan::kTokens / Plan::kCluster);
   const int64_t tiles = p.list.tiles != nullptr ? p.list.max_tiles : ceil_div(p.list.num_rows, Plan::kTokens);
-  const int64_t items = tiles * ceil_div(args.row_blocks, Plan::kWarpgroups);
+  const int64_t items = tiles * ceil_div(args.row_blocks, Plan::kWarpgroups * Plan::kCluster);
   if (items > 0x7fffffff - 65536) throw LaunchFailure("w4a8_gemm: more than 2^31 work items in one launch");
-  const int64_t resident = static_cast<int64_t>(num_multiprocessors()) * Plan::kCtas;
-  const int grid = static_cast<int>(items < resident ? items : resident);
+  const int64_t resident = static_cast<int64_t>(num_multiprocessors()) * Plan::kCtas / Plan::kCluster;
+  const int grid = static_cast<int>(items < resident ? items : resident) * Plan::kCluster;
   if (grid == 0) return;
   kernel<<<grid, Plan::kThreads, Plan::kSharedBytes, native(stream)>>>(args, tokens);
   check_launch("w4a8_gemm");

@@ -57,10 +57,14 @@ class MainLoop {
     load_record<Plan>(weights_ + place.stage * Plan::kWarpgroups * Plan::kRecordBytes, tables_, thread_, out);
   }
 
-  // One arrival a consumer warp; pairs with the producer's wait on empty.
+  // One arrival a consumer warp at every producer of the cluster; pairs with their waits on empty.
   __device__ __forceinline__ void release(int stage) {
     __syncwarp();
-    if (thread_ % 32 == 0) ptx::barrier_arrive(empty_ + stage * 8);
+    if constexpr (Plan::kCluster == 1) {
+      if (thread_ % 32 == 0) ptx::barrier_arrive(empty_ + stage * 8);
+    } else {
+      if (thread_ % 32 < Plan::kCluster) ptx::barrier_arrive_in(empty_ + stage * 8, thread_ % 32);
+    }
   }
 
   // The products of one record from `now` while the next record is converted into `next`.

@@ -10,17 +10,20 @@
 namespace quadrille::kernels::cuda {
 
 // Run by one thread. full[s] completes when the stage's bytes have arrived (pairs with the consumers' wait); empty[s]
-// when every consumer warp has arrived after its last use.
+// when every consumer warp of the cluster has arrived after its last use.
 template <typename Plan>
 __device__ __forceinline__ void produce(const GemmArguments& args, const CUtensorMap* tokens, uint32_t shared,
                                         uint32_t full, uint32_t empty) {
   const WorkList<Plan> work(args);
   RingPlace<Plan::kStages> place;
+  constexpr int kPartRows = Plan::kTokens / Plan::kCluster;  // that this CTA fetches for all
+  constexpr int kPartBytes = kPartRows * layout::kRecordK;
+  const int rank = static_cast<int>(blockIdx.x) % Plan::kCluster;
   const int64_t record_row = static_cast<int64_t>(args.k_records) * Plan::kRecordBytes;
-  for (int item = static_cast<int>(blockIdx.x); item < work.num_items; item += static_cast<int>(gridDim.x)) {
+  for (int item = work.first_item(); item < work.num_items; item += work.item_stride()) {
     const WorkItem w = work.at(item);
     const int first_block = w.row_tile * Plan::kWarpgroups;
-    const int blocks = min(Plan::kWarpgroups, args.row_blocks - first_block);
+    const int blocks = max(0, min(Plan::kWarpgroups, args.row_blocks - first_block));
     const uint8_t* weights = args.weights + w.expert * args.expert_stride + first_block * record_row;
     for (int record = 0; record < args.k_records; ++record) {
       const uint32_t barrier = full + place.stage * 8;
@@ -31,8 +34,14 @@ __device__ __forceinline__ void produce(const GemmArguments& args, const CUtenso
                        weights + b * record_row + static_cast<int64_t>(record) * Plan::kRecordBytes, Plan::kRecordBytes,
                        barrier);
       }
-      ptx::tensor_copy(shared + Plan::kTokensAt + place.stage * Plan::kTokenBytes, tokens, record * layout::kRecordK,
-                       w.first_row, barrier);
+      const uint32_t box = shared + Plan::kTokensAt + place.stage * Plan::kTokenBytes + rank * kPartBytes;
+      const int x = record * layout::kRecordK;
+      if constexpr (Plan::kCluster == 1) {
+        ptx::tensor_copy(box, tokens, x, w.first_row, barrier);
+      } else {
+        // Arrives in both CTAs at the same place and completes on the barrier of each.
+        ptx::tensor_copy_multicast(box, tokens, x, w.first_row + rank * kPartRows, barrier, (1 << Plan::kCluster) - 1);
+      }
       place.advance();
     }
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The walk over the work of one launch: every CTA takes items blockIdx.x, + gridDim.x, ...; producer and consumers walk
-// alike. Items of one expert are neighbours, token tiles innermost: CTAs that need the same weights run together.
+// alike; the CTAs of a cluster take the same item and neighbouring tiles of out features. Items of one expert are
+// neighbours, token tiles innermost: CTAs that need the same weights run together.
 #pragma once
 
 #include "kernels/cuda/w4a8_gemm/config.h"
@@ -11,17 +12,18 @@ struct WorkItem {
   int32_t expert;
   int32_t first_row;  // of the activations
   int32_t num_rows;   // 1..tile tokens
-  int32_t row_tile;   // tile of out features
+  int32_t row_tile;   // tile of out features; may lie behind the last one in a cluster
 };
 
 template <typename Plan>
 struct WorkList {
   const GemmArguments& args;
-  int32_t row_tiles;
+  int32_t row_tiles;  // of a whole cluster
   int32_t num_items;  // the host has checked that it fits
 
   __device__ explicit WorkList(const GemmArguments& a) : args(a) {
-    row_tiles = (a.row_blocks + Plan::kWarpgroups - 1) / Plan::kWarpgroups;
+    constexpr int kBlocks = Plan::kWarpgroups * Plan::kCluster;
+    row_tiles = (a.row_blocks + kBlocks - 1) / kBlocks;
     const int64_t tiles =
         a.list.tiles != nullptr ? *a.list.num_tiles : (a.list.num_rows + Plan::kTokens - 1) / Plan::kTokens;
     num_items = static_cast<int32_t>(tiles * row_tiles);
@@ -33,13 +35,21 @@ struct WorkList {
       const int64_t first = static_cast<int64_t>(item % tiles) * Plan::kTokens;
       const int64_t left = args.list.num_rows - first;
       return {0, static_cast<int32_t>(first), static_cast<int32_t>(left < Plan::kTokens ? left : Plan::kTokens),
-              item / tiles};
+              own_tile(item / tiles)};
     }
     // The items of an expert fill whole rows of the (tile, row tile) rectangle of its tiles, so any of them names it.
     const TokenTile& near = args.list.tiles[item / row_tiles];
     const int32_t local = item - near.first_tile * row_tiles;
     const TokenTile& tile = args.list.tiles[near.first_tile + local % near.num_tiles];
-    return {tile.expert, tile.first_row, tile.num_rows, local / near.num_tiles};
+    return {tile.expert, tile.first_row, tile.num_rows, own_tile(local / near.num_tiles)};
+  }
+
+  __device__ static int32_t first_item() { return static_cast<int32_t>(blockIdx.x) / Plan::kCluster; }
+  __device__ static int32_t item_stride() { return static_cast<int32_t>(gridDim.x) / Plan::kCluster; }
+
+ private:
+  __device__ static int32_t own_tile(int32_t cluster_tile) {
+    return cluster_tile * Plan::kCluster + static_cast<int32_t>(blockIdx.x) % Plan::kCluster;
   }
 };
 
