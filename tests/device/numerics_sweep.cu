@@ -44,7 +44,7 @@ __global__ void quotient_kernel(uint64_t* result) {
   for (int64_t i = first_index(); i < int64_t{1} << 30; i += kStride) {
     const float x = numerics::float_of(0x3f800000u | static_cast<uint32_t>(i >> 23) << 16);
     const float scale = numerics::float_of(0x3f800000u | static_cast<uint32_t>(i & 0x7fffff));
-    const float found = kernels::cuda::bf16_quotient(x, scale, 1.0f / scale);
+    const float found = kernels::cuda::bf16_quotient(x, kernels::cuda::divisor_of(scale));
     note(result, numerics::bits_of(found) != numerics::bits_of(x / scale), i);
   }
 }
@@ -53,10 +53,10 @@ __global__ void quotient_kernel(uint64_t* result) {
 __global__ void row_codes_kernel(uint64_t* result) {
   for (int64_t i = first_index(); i < int64_t{1} << 30; i += kStride) {
     const uint32_t top = static_cast<uint32_t>(i >> 15), magnitude = static_cast<uint32_t>(i & 0x7fff);
-    if (top >= 0x7f80u || (magnitude > top && magnitude <= 0x7f80u)) continue;  // infinite rows divide
+    if (top > 0x7f80u || (magnitude > top && magnitude <= 0x7f80u)) continue;  // NaN may stand in any row
     const float scale = numerics::act_scale_of_absmax(numerics::bf16_to_f32(static_cast<uint16_t>(top)));
     const float x = numerics::bf16_to_f32(static_cast<uint16_t>(magnitude | (top & 1u) << 15));
-    const float quotient = kernels::cuda::bf16_quotient(fabsf(x), scale, 1.0f / scale);
+    const float quotient = kernels::cuda::bf16_quotient(fabsf(x), kernels::cuda::divisor_of(scale));
     const uint32_t found = kernels::cuda::e4m3_pair(copysignf(quotient, x), 0.0f);
     note(result, found != numerics::act_code(x, scale), i);
   }

@@ -26,7 +26,7 @@ TEST(Bf16Quotient, IsTheDivisionForPairsOfSignificands) {
     for (int i = 0; i < 40000; ++i) {
       const uint32_t significand = i < 8192 ? static_cast<uint32_t>(i) << 10 | (i % 3 == 0 ? 0x3ffu : 0u) : random();
       const float scale = float_of(0x3f800000u | (significand & 0x7fffffu));
-      ASSERT_EQ(bits_of(bf16_quotient(x, scale, 1.0f / scale)), bits_of(x / scale)) << m << " " << significand;
+      ASSERT_EQ(bits_of(bf16_quotient(x, divisor_of(scale))), bits_of(x / scale)) << m << " " << significand;
     }
   }
 }
@@ -35,11 +35,23 @@ TEST(Bf16Quotient, IsTheDivisionForPairsOfSignificands) {
 TEST(Bf16Quotient, GivesTheCodesOfDivisionOnRealRows) {
   for (uint32_t top = 1; top < 0x7f80; top += 97) {
     const float scale = numerics::act_scale_of_absmax(numerics::bf16_to_f32(static_cast<uint16_t>(top)));
-    const float reciprocal = 1.0f / scale;
+    const Divisor divisor = divisor_of(scale);
     for (uint32_t u = 0; u <= top; u += (u + 512 < top ? 3 : 1)) {
       const float x = numerics::bf16_to_f32(static_cast<uint16_t>(u));
-      ASSERT_EQ(numerics::e4m3_from_f32(bf16_quotient(x, scale, reciprocal)), numerics::act_code(x, scale))
+      ASSERT_EQ(numerics::e4m3_from_f32(bf16_quotient(x, divisor)), numerics::act_code(x, scale))
           << std::hex << u << " in a row of " << top;
+    }
+  }
+}
+
+TEST(Bf16Quotient, OfInfiniteRowsIsZeroOrNan) {
+  const Divisor divisor = divisor_of(numerics::act_scale_of_absmax(std::numeric_limits<float>::infinity()));
+  for (uint32_t u = 0; u < 0x8000; ++u) {
+    const float quotient = bf16_quotient(numerics::bf16_to_f32(static_cast<uint16_t>(u)), divisor);
+    if (u < 0x7f80) {
+      ASSERT_EQ(bits_of(quotient), 0u) << u;
+    } else {
+      ASSERT_TRUE(numerics::is_nan(quotient)) << u;
     }
   }
 }

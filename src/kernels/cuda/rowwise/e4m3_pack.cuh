@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // e4m3 codes by the hardware's conversion, which equals numerics::e4m3_from_f32 for every one of the 2^32 fp32 values
-// (tests/device/numerics_test.cu compares them all): nearest even, saturating, NaN 0x7F, -0 0x80.
+// (tests/device/numerics_test.cpp compares them all): nearest even, saturating, NaN 0x7F, -0 0x80.
 #pragma once
 
 #include <cstdint>

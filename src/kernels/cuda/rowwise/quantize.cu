@@ -16,6 +16,10 @@ namespace {
 constexpr int kLanes = 32;
 constexpr int kColumns = 8;  // of a vector: 16 bytes of x, 8 bytes of codes
 constexpr int kMostThreads = 1024;
+constexpr int kWishedThreads = 128;  // many small blocks share a multiprocessor; only long rows take more
+constexpr int most_threads(int held) {
+  return held == 4 ? kMostThreads : kWishedThreads;
+}
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
 __device__ __forceinline__ float low_half(uint32_t word) {
@@ -49,37 +53,20 @@ __device__ __forceinline__ float absmax_of(float m, const uint4& v) {
   const uint32_t word[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    // absmax_step() as one instruction: fmaxf passes a NaN over, and m is never one.
-    m = fmaxf(m, fabsf(low_half(word[i])));
-    m = fmaxf(m, fabsf(high_half(word[i])));
+    m = numerics::absmax_step(m, low_half(word[i]));
+    m = numerics::absmax_step(m, high_half(word[i]));
   }
   return m;
 }
 
-// Scale and what the codes need of it.
-struct RowScale {
-  float scale;
-  float reciprocal;
-};
-
-__device__ __forceinline__ uint32_t code_pair(uint32_t word, const RowScale& s) {
+__device__ __forceinline__ uint32_t code_pair(uint32_t word, const Divisor& d) {
   const float low = low_half(word), high = high_half(word);
-  const float a = bf16_quotient(fabsf(low), s.scale, s.reciprocal);
-  const float b = bf16_quotient(fabsf(high), s.scale, s.reciprocal);
+  const float a = bf16_quotient(fabsf(low), d);
+  const float b = bf16_quotient(fabsf(high), d);
   return e4m3_pair(copysignf(a, low), copysignf(b, high));
 }
-__device__ __forceinline__ uint32_t divided_pair(uint32_t word, float scale) {
-  return numerics::act_code(low_half(word), scale) | static_cast<uint32_t>(numerics::act_code(high_half(word), scale))
-                                                         << 8;
-}
-
-// The codes of a vector. An infinite scale has no reciprocal to correct with: those rows divide.
-__device__ __forceinline__ uint2 codes_of(const uint4& v, const RowScale& s) {
-  if (s.reciprocal == 0.0f) {
-    return make_uint2(divided_pair(v.x, s.scale) | divided_pair(v.y, s.scale) << 16,
-                      divided_pair(v.z, s.scale) | divided_pair(v.w, s.scale) << 16);
-  }
-  return make_uint2(code_pair(v.x, s) | code_pair(v.y, s) << 16, code_pair(v.z, s) | code_pair(v.w, s) << 16);
+__device__ __forceinline__ uint2 codes_of(const uint4& v, const Divisor& d) {
+  return make_uint2(code_pair(v.x, d) | code_pair(v.y, d) << 16, code_pair(v.z, d) | code_pair(v.w, d) << 16);
 }
 
 // The maximum of all threads. Magnitudes without NaN order like their bits.
@@ -113,17 +100,17 @@ __device__ __forceinline__ float quantize_row(const Row& row, int64_t pitch_vect
   for (int64_t i = threadIdx.x + kHeld * stride; i < row.num_vectors; i += stride) {
     maximum = absmax_of(maximum, row.load(i));
   }
-  RowScale s;
-  s.scale = numerics::act_scale_of_absmax(block_maximum(maximum, of_warps));
-  s.reciprocal = 1.0f / s.scale;
+  const float scale = numerics::act_scale_of_absmax(block_maximum(maximum, of_warps));
+  const Divisor divisor = divisor_of(scale);
 #pragma unroll
   for (int h = 0; h < kHeld; ++h) {
     const int64_t i = threadIdx.x + h * stride;
-    if (i < row.num_vectors) store(i, codes_of(held[h], s));
+    if (i < row.num_vectors) store(i, codes_of(held[h], divisor));
   }
-  for (int64_t i = threadIdx.x + kHeld * stride; i < row.num_vectors; i += stride) store(i, codes_of(row.load(i), s));
+  for (int64_t i = threadIdx.x + kHeld * stride; i < row.num_vectors; i += stride)
+    store(i, codes_of(row.load(i), divisor));
   for (int64_t i = row.num_vectors + threadIdx.x; i < pitch_vectors; i += stride) store(i, make_uint2(0, 0));
-  return s.scale;
+  return scale;
 }
 
 __device__ __forceinline__ Row row_at(const uint16_t* x, int64_t row, int64_t k) {
@@ -135,7 +122,7 @@ __device__ __forceinline__ uint2* codes_at(uint8_t* act, int64_t row, int64_t pi
 }
 
 template <int kHeld>
-__global__ void __launch_bounds__(kMostThreads) tokens_kernel(QuantizeTokens p) {
+__global__ void __launch_bounds__(most_threads(kHeld)) tokens_kernel(QuantizeTokens p) {
   __shared__ uint32_t of_warps[kLanes];
   const int64_t t = blockIdx.x;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
@@ -153,10 +140,10 @@ __global__ void __launch_bounds__(kMostThreads) tokens_kernel(QuantizeTokens p) 
     return;
   }
   const int32_t* slots = p.slot_of_route + t * p.top_k;
-  // The first 32 choices' slots in the lanes of every warp; a warp's exchange needs all of its lanes, so the slots are
-  // read again where vectors are stored by a part of a warp.
+  // Each warp asks whether any route is here. Storing reads the slots again, from the first cache: the lanes of the
+  // last vectors are a part of a warp, which may not exchange them.
   const int32_t own_slot = lane < p.top_k ? __ldg(slots + lane) : -1;
-  if (p.top_k <= kLanes && __ballot_sync(kWholeWarp, own_slot >= 0) == 0) return;  // no route is here: the whole block
+  if (p.top_k <= kLanes && __ballot_sync(kWholeWarp, own_slot >= 0) == 0) return;  // the whole block leaves
   const float scale = quantize_row<kHeld>(row, pitch_vectors, of_warps, [&](int64_t i, uint2 codes) {
 #pragma unroll 4
     for (int64_t j = 0; j < p.top_k; ++j) {
@@ -172,7 +159,7 @@ __global__ void __launch_bounds__(kMostThreads) tokens_kernel(QuantizeTokens p) 
 
 // A block takes every gridDim.x-th row of every gridDim.y-th tile.
 template <int kHeld>
-__global__ void __launch_bounds__(kMostThreads) listed_kernel(QuantizeListed p) {
+__global__ void __launch_bounds__(most_threads(kHeld)) listed_kernel(QuantizeListed p) {
   __shared__ uint32_t of_warps[kLanes];
   const int64_t pitch_vectors = p.act_pitch / kColumns;
   const bool one = p.list.tiles == nullptr;
@@ -189,17 +176,16 @@ __global__ void __launch_bounds__(kMostThreads) listed_kernel(QuantizeListed p) 
   }
 }
 
-// Up to four vectors a thread, so that many small blocks share a multiprocessor; more threads where a row is long.
+// Up to four vectors a thread.
 struct RowShape {
   int held;
   int threads;
 };
 RowShape row_shape(int64_t k) {
-  constexpr int64_t kWishedThreads = 128;
   const int64_t vectors = k / kColumns;
   const int held = vectors <= kWishedThreads ? 1 : vectors <= 2 * kWishedThreads ? 2 : 4;
   const int64_t threads = (vectors + held * kLanes - 1) / (held * kLanes) * kLanes;
-  return {held, static_cast<int>(threads < kMostThreads ? threads : kMostThreads)};
+  return {held, static_cast<int>(threads < most_threads(held) ? threads : most_threads(held))};
 }
 
 void check_rows(int64_t k, int64_t act_pitch, const void* x, const void* act) {
