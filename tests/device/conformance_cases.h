@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,11 @@ struct LayerSpec {
   int64_t experts_here() const;
   kernels::ActivationRule activation_rule() const;
 };
+
+// GoogleTest's words for a case.
+inline void PrintTo(const LayerSpec& spec, std::ostream* out) {
+  *out << spec.name();
+}
 
 // The factors, in the order of an Assignment.
 enum Factor : int {

@@ -140,7 +140,7 @@ class Chain {
   const float* weights_ = nullptr;
 };
 
-class GuardKernels : public ::testing::Test {
+class GuardKernels : public ::testing::TestWithParam<int64_t> {
  protected:
   void SetUp() override {
     if (auto ok = device::available(); !ok) GTEST_SKIP() << ok.error().message;
@@ -186,19 +186,12 @@ class GuardKernels : public ::testing::Test {
   device::Stream stream_;
 };
 
-TEST_F(GuardKernels, OneToManyExperts) {
+TEST_P(GuardKernels, StayInTheirBuffers) {
   const size_t configs = must(kernels::device_table())->w4a8_configs().size();
-  for (int64_t experts = 1; experts <= kMostExperts; ++experts) {
-    SCOPED_TRACE(fmt::format("{} experts", experts));
-    try {
-      check_chain(chain_spec(experts, configs));
-      check_masked_plan(experts);
-    } catch (const std::exception& error) {
-      FAIL() << error.what();
-    }
-    if (HasFatalFailure()) return;
-  }
+  check_chain(chain_spec(GetParam(), configs));
+  check_masked_plan(GetParam());
 }
+INSTANTIATE_TEST_SUITE_P(Guard, GuardKernels, ::testing::Range(int64_t{1}, kMostExperts + 1));
 
 // Experts of one matrix in host memory, as the random data has them.
 struct HostExperts {
@@ -219,51 +212,54 @@ struct HostExperts {
   }
 };
 
-TEST_F(GuardKernels, StagingOfAPreparationFromTheHost) {
+class GuardStaging : public GuardKernels {};
+
+TEST_P(GuardStaging, OfAPreparationFromTheHost) {
   const auto& table = *must(kernels::device_table());
   const auto copy = must(device::OwnedStream::create());
   std::vector<device::OwnedEvent> events;
   for (int i = 0; i < 6; ++i) events.push_back(must(device::OwnedEvent::create()));
-  for (int64_t experts : {1, 2, 3, 7, 16}) {
-    StackSpec spec;
-    spec.experts = experts;
-    spec.part_n = 8 * (experts + 2);
-    spec.matrix = kDown;
-    spec.k = 96;
-    spec.group = 32;
-    spec.seed = 54;
-    const HostExperts host(spec);
-    prepare::DeviceW4Source source;
-    source.part_n = spec.part_n;
-    source.k = spec.k;
-    source.group_size = spec.group;
-    source.experts = host.experts;
-    source.on_host = true;
-    const auto sizes = must(prepare::device_w4_sizes(source));
-    GuardedMemory memory;
-    prepare::DeviceW4Destination destination;
-    destination.weights = memory.take<uint8_t>(static_cast<int64_t>(sizes.weight_bytes), 128, stream_);
-    void* staging = memory.take_bytes(sizes.staging_bytes, 256, kPoison, stream_);
-    auto* status = memory.take<uint32_t>(1, 4, stream_, 0);
-    prepare::PrepareStreams streams{
-        stream_,         copy.get(),     {events[0].get(), events[1].get()}, {events[2].get(), events[3].get()},
-        events[4].get(), events[5].get()};
-    must(prepare::prepare_on_device(table, source, destination, staging, streams, status));
-    const auto found = on_host<uint8_t>(destination.weights, static_cast<int64_t>(sizes.weight_bytes), stream_);
-    ASSERT_EQ(on_host<uint32_t>(status, 1, stream_)[0], 0u);
-    ASSERT_EQ(memory.harmed(stream_), "");
-    PoolMemory plain;
-    const auto linear = make_device_stack(table, spec, &plain, stream_);
-    const auto expected = on_host<uint8_t>(linear.weights, static_cast<int64_t>(sizes.weight_bytes), stream_);
-    // Bytes between the end of an expert and its stride are nobody's.
-    const int64_t used = layout::W4Hopper64{spec.part_n, spec.k, spec.group, false}.num_bytes();
-    for (int64_t e = 0; e < experts; ++e) {
-      const int64_t first = e * sizes.expert_stride;
-      ASSERT_TRUE(std::equal(found.begin() + first, found.begin() + first + used, expected.begin() + first))
-          << "expert " << e << " of " << experts;
-    }
+  const int64_t experts = GetParam();
+  StackSpec spec;
+  spec.experts = experts;
+  spec.part_n = 8 * (experts + 2);
+  spec.matrix = kDown;
+  spec.k = 96;
+  spec.group = 32;
+  spec.seed = 54;
+  const HostExperts host(spec);
+  prepare::DeviceW4Source source;
+  source.part_n = spec.part_n;
+  source.k = spec.k;
+  source.group_size = spec.group;
+  source.experts = host.experts;
+  source.on_host = true;
+  const auto sizes = must(prepare::device_w4_sizes(source));
+  GuardedMemory memory;
+  prepare::DeviceW4Destination destination;
+  destination.weights = memory.take<uint8_t>(static_cast<int64_t>(sizes.weight_bytes), 128, stream_);
+  void* staging = memory.take_bytes(sizes.staging_bytes, 256, kPoison, stream_);
+  auto* status = memory.take<uint32_t>(1, 4, stream_, 0);
+  prepare::PrepareStreams streams{
+      stream_,         copy.get(),     {events[0].get(), events[1].get()}, {events[2].get(), events[3].get()},
+      events[4].get(), events[5].get()};
+  must(prepare::prepare_on_device(table, source, destination, staging, streams, status));
+  const auto found = on_host<uint8_t>(destination.weights, static_cast<int64_t>(sizes.weight_bytes), stream_);
+  ASSERT_EQ(on_host<uint32_t>(status, 1, stream_)[0], 0u);
+  ASSERT_EQ(memory.harmed(stream_), "");
+  PoolMemory plain;
+  const auto linear = make_device_stack(table, spec, &plain, stream_);
+  const auto expected = on_host<uint8_t>(linear.weights, static_cast<int64_t>(sizes.weight_bytes), stream_);
+  // Bytes between the end of an expert and its stride are nobody's.
+  const int64_t used = layout::W4Hopper64{spec.part_n, spec.k, spec.group, false}.num_bytes();
+  for (int64_t e = 0; e < experts; ++e) {
+    const int64_t first = e * sizes.expert_stride;
+    ASSERT_TRUE(std::equal(found.begin() + first, found.begin() + first + used, expected.begin() + first))
+        << "expert " << e << " of " << experts;
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Guard, GuardStaging, ::testing::Values(1, 2, 3, 7, 16));
 
 }  // namespace
 }  // namespace quadrille::testing
