@@ -48,13 +48,12 @@ struct GemmPlan {
   static constexpr int kStepsPerGroup = 4 / kGroups;
   // Several group sums, or 1 x 128 scales, take registers: fewer CTAs a multiprocessor from 16 tokens on.
   static constexpr bool kWide = (kGroups > 1 && !kVllm) || A == Arithmetic::kBlock;
-  static constexpr int kCtas =
-      kWide && kShape.ctas_per_sm > 1 && kTokens > 8 ? kTokens > 16 ? 2 : 3 : kShape.ctas_per_sm;
+  static constexpr int kCtas = !kWide || kTokens <= 8 || kShape.ctas_per_sm == 1 ? kShape.ctas_per_sm
+                               : kTokens <= 16                                   ? 3
+                               : A == Arithmetic::kBlock && kGroups == 4         ? 1
+                                                                                 : 2;
   // Group sums that are in flight at once: as many as the registers of the tile allow.
-  static constexpr int kSetsThatFit = kTokens <= 16   ? 4
-                                      : kTokens <= 32 ? A == Arithmetic::kBlock ? 2 : 4
-                                      : kTokens <= 64 ? 2
-                                                      : 1;
+  static constexpr int kSetsThatFit = kTokens <= 32 ? 4 : kTokens <= 64 ? 2 : 1;
   static constexpr int kSets = kVllm ? 1 : kGroups < kSetsThatFit ? kGroups : kSetsThatFit;
 
   static constexpr int kRecordBytes = layout::kRecordCodeBytes + layout::kRecordRows * kGroups * (kVllm ? 1 : 2);
@@ -63,7 +62,7 @@ struct GemmPlan {
   // Accumulators on their way to the output, [tokens][64 out features] fp32 a warpgroup; rows padded by 4 words, so
   // that the eight rows and four token pairs of a warp's store fall into 32 banks.
   static constexpr int kStagingPitch = layout::kRecordRows + 4;
-  static constexpr int kStagingBytes = kTokens * kStagingPitch * 4;
+  static constexpr int kStagingBytes = kTokens * (kStagingPitch + 1) * 4;  // the rows' factors behind them
   static constexpr int kLutBytes = kVllm ? 256 * 16 : 0;
 
   // Offsets in shared memory. Token tiles come first: 128-byte swizzle needs 1024-byte alignment.

@@ -19,7 +19,9 @@ class Epilogue {
         thread_(thread) {}
 
   __device__ __forceinline__ void store(const WorkItem& w, const float (&total)[Plan::kTokens / 2]) {
-    sync();  // pairs with the second one of the item before: its rows have been read
+    const float factor = row_factor(w);  // on its way while the accumulators are stored
+    sync();                              // pairs with the second one of the item before: its rows have been read
+    if (thread_ < Plan::kTokens) factors()[thread_] = factor;
     const int row = thread_ / 32 * 16 + thread_ % 32 / 4;
 #pragma unroll
     for (int i = 0; i < Plan::kTokens / 2; ++i) {
@@ -63,12 +65,13 @@ class Epilogue {
     }
   }
 
-  // The factor of a row: sa * 512, sa, or 512 (section 3).
-  __device__ __forceinline__ float row_factor(int64_t row) const {
-    if constexpr (Plan::kArithmetic == Arithmetic::kBlock) return 512.0f;
-    const float scale = args_.act_scale[row];
+  // The factor of row `thread`: sa * 512, sa, or 512 (section 3).
+  __device__ __forceinline__ float row_factor(const WorkItem& w) const {
+    if (Plan::kArithmetic == Arithmetic::kBlock || thread_ >= w.num_rows) return 512.0f;
+    const float scale = args_.act_scale[static_cast<int64_t>(w.first_row) + thread_];
     return Plan::kVllm ? scale : scale * 512.0f;
   }
+  __device__ __forceinline__ float* factors() const { return staging_ + Plan::kTokens * Plan::kStagingPitch; }
   // y with its bias. A NaN keeps its payload here: every way out makes it canonical.
   template <int Count>
   __device__ __forceinline__ void finish(const Features<Count>& f, float factor, float (&y)[Count]) const {
@@ -109,7 +112,7 @@ class Epilogue {
 #pragma unroll 1
     for (int token = thread_ / 8; token < w.num_rows; token += 16) {
       const int64_t row = static_cast<int64_t>(w.first_row) + token;
-      const float factor = row_factor(row);
+      const float factor = factors()[token];
       float gate[4], up[4];
       read(staging_ + token * Plan::kStagingPitch + local, gate);
       read(staging_ + token * Plan::kStagingPitch + local + 8, up);
@@ -132,7 +135,7 @@ class Epilogue {
       const int64_t row = static_cast<int64_t>(w.first_row) + token;
       float y[8];
       read(staging_ + token * Plan::kStagingPitch + thread_ % 8 * 8, y);
-      finish(f, row_factor(row), y);
+      finish(f, factors()[token], y);
       if (activated) {
 #pragma unroll
         for (int i = 0; i < 8; ++i) y[i] = activate(y[i], 0.0f);

@@ -16,8 +16,8 @@ class MainLoop {
   static constexpr int kValues = Plan::kTokens / 2;  // accumulators of a thread
   using Registers = RecordRegisters<Plan::kGroups>;
 
-  __device__ MainLoop(const GemmArguments& args, const uint8_t* shared, uint32_t shared_address, uint32_t full,
-                      uint32_t empty, int warpgroup, int thread)
+  __device__ __forceinline__ MainLoop(const GemmArguments& args, const uint8_t* shared, uint32_t shared_address,
+                                      uint32_t full, uint32_t empty, int warpgroup, int thread)
       : args_(args),
         weights_(shared + Plan::kWeightsAt + warpgroup * Plan::kRecordBytes),
         tables_(reinterpret_cast<const uint4*>(shared + Plan::kLutAt)),
@@ -70,7 +70,8 @@ class MainLoop {
   // The products of one record from `now` while the next record is converted into `next`.
   __device__ __forceinline__ void step(const WorkItem& w, int record, RingPlace<Plan::kStages>& place, Registers& now,
                                        Registers& next, float (&total)[kValues]) {
-    const int stage = place.stage;
+    // All lanes agree; told so, the compiler keeps the descriptors in uniform registers.
+    const int stage = __shfl_sync(0xffffffffu, place.stage, 0);
     const uint64_t tokens = ptx::swizzled_descriptor(tokens_ + stage * Plan::kTokenBytes);
     place.advance();
     if constexpr (Plan::kVllm) {
