@@ -28,6 +28,7 @@ constexpr qd_result status_of(ErrorCode code) {
     case ErrorCode::kCapacity:
       return QD_CAPACITY;
     case ErrorCode::kCancelled:
+    case ErrorCode::kLostRank:
       return QD_CANCELLED;
   }
   return QD_INTERNAL;
