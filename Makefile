@@ -43,7 +43,7 @@ check:
 
 format:
 	@tools/setup.sh check
-	@git ls-files '*.h' '*.cpp' | xargs clang-format-16 -i
+	@git ls-files '*.h' '*.cpp' '*.c' '*.cu' '*.cuh' | xargs clang-format-16 -i
 
 clean:
 	@rm -rf $(BUILD) build-*

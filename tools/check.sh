@@ -17,7 +17,7 @@ configure() {  # configure FOLDER FLAGS...
 }
 
 step format
-git ls-files '*.h' '*.cpp' | xargs clang-format-16 --dry-run -Werror
+git ls-files '*.h' '*.cpp' '*.c' '*.cu' '*.cuh' | xargs clang-format-16 --dry-run -Werror
 step layers
 python3 tools/check_layers.py
 step streams
@@ -39,7 +39,8 @@ cmake --build build-tsan -j "$jobs" --target thread_pool_test engine_test engine
 tools/run_tests.py build-tsan -j "$jobs" -R '^(thread_pool|engine|engine_threads|engine_soak)_test$'
 
 step tidy
-git ls-files 'src/*.cpp' 'cli/*.cpp' | xargs -P "$jobs" -n 4 clang-tidy-16 -p build-asan --quiet >build-asan/tidy.log 2>&1 || {
+# Units with CUDA headers are not in this build: nvcc's own build checks them.
+git ls-files 'src/*.cpp' 'cli/*.cpp' | grep -vE '^src/(device/cuda_|kernels/cuda/)' | xargs -P "$jobs" -n 4 clang-tidy-16 -p build-asan --quiet >build-asan/tidy.log 2>&1 || {
   grep -E 'error:|warning:' build-asan/tidy.log | sort -u | head -n 60
   exit 1
 }

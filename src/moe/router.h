@@ -36,8 +36,8 @@ Status check_router_rule(const RouterRule& rule);
 //   ids              [num_tokens, top_k] out, by descending selection score, ties to the lower expert
 //   weights          [num_tokens, top_k] out, fp32, in the same order
 // The score of a group is the sum of its two best biased scores where scoring is kSigmoid, its maximum elsewhere; ties
-// go to the lower group. A NaN selection score, of an expert or of a group, counts as -infinity for the choice, so a row
-// of NaN takes the lowest experts; its weights are NaN (canonical) and stay visible in the output. `rule` must pass
+// go to the lower group. A NaN selection score, of an expert or of a group, counts as -infinity for the choice, so a
+// row of NaN takes the lowest experts; its weights are NaN (canonical) and stay visible in the output. `rule` must pass
 // check_router_rule (QD_CHECK).
 void route_tokens(const RouterRule& rule, const float* correction_bias, const float* logits, int64_t num_tokens,
                   int32_t* ids, float* weights, ThreadPool* pool);

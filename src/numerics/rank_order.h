@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One step of a reduction over ranks (docs/numerics.md section 6): ranks are taken in rising order, so threads, sockets,
-// MPI and device kernels give the same bits. Called by src/parallel and by the reduction kernels.
+// One step of a reduction over ranks (docs/numerics.md section 6): ranks are taken in rising order, so threads,
+// sockets, MPI and device kernels give the same bits. Called by src/parallel and by the reduction kernels.
 #pragma once
 
 #include "numerics/bits.h"
