@@ -193,6 +193,19 @@ struct DeviceW4A8Gemm {
   int32_t config = 0;     // index into w4a8_configs()
 };
 
+// --- Ranks -----------------------------------------------------------------------------------------------------------
+
+// out[i] = parts of rank 0, 1, ... reduced in this order (numerics/rank_order.h), NaN canonical. `out` lies apart from
+// the parts.
+struct ReduceRanks {
+  const float* parts = nullptr;  // rank r at parts + r * pitch: [count]
+  int64_t pitch = 0;             // floats, at least count
+  int32_t num_ranks = 0;
+  bool takes_max = false;  // the largest instead of the sum
+  int64_t count = 0;
+  float* out = nullptr;  // [count]
+};
+
 // --- Preparation -----------------------------------------------------------------------------------------------------
 
 inline constexpr int kMaxPrepareExperts = 64;

@@ -24,6 +24,7 @@ struct DeviceTable {
   void (*quantize_listed)(const QuantizeListed&, device::Stream);
   void (*w4a8_gemm)(const DeviceW4A8Gemm&, device::Stream);
   void (*combine)(const DeviceCombine&, device::Stream);
+  void (*reduce_ranks)(const ReduceRanks&, device::Stream);
 
   // The closed list of compiled tiles, and the choice for `num_rows` rows over `num_experts` experts.
   std::span<const GemmConfig> (*w4a8_configs)();

@@ -20,6 +20,8 @@ void combine(const DeviceCombine& p, device::Stream stream);
 // rowwise/
 void quantize_tokens(const QuantizeTokens& p, device::Stream stream);
 void quantize_listed(const QuantizeListed& p, device::Stream stream);
+// ranks/
+void reduce_ranks(const ReduceRanks& p, device::Stream stream);
 // w4a8_gemm/
 void w4a8_gemm(const DeviceW4A8Gemm& p, device::Stream stream);
 std::span<const GemmConfig> w4a8_configs();

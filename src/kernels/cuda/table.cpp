@@ -17,6 +17,7 @@ const DeviceTable kCudaTable = {
     .quantize_listed = cuda::quantize_listed,
     .w4a8_gemm = cuda::w4a8_gemm,
     .combine = cuda::combine,
+    .reduce_ranks = cuda::reduce_ranks,
     .w4a8_configs = cuda::w4a8_configs,
     .choose_w4a8 = cuda::choose_w4a8,
 };
