@@ -43,7 +43,7 @@ struct Guarded {
   NcclHandle handle = nullptr;
 
   // Ends kernels that wait for a rank that will never come. An enqueue that is itself stuck is not waited for long.
-  void abort() {
+  void end_work() {
     const bool locked = mutex.try_lock_for(kAbortPatience);
     if (NcclHandle aborted = std::exchange(handle, nullptr)) (void)nccl.CommAbort(aborted);
     if (locked) mutex.unlock();
@@ -61,7 +61,7 @@ class NcclCommunicator final : public DeviceCommunicator {
         table_(table),
         scratch_(std::move(scratch)) {
     loss_->on_lost([weak = std::weak_ptr(guarded_)](const LostRank&) {
-      if (const auto alive = weak.lock()) alive->abort();
+      if (const auto alive = weak.lock()) alive->end_work();
     });
   }
   ~NcclCommunicator() override {
