@@ -65,13 +65,14 @@ std::optional<LostRank> LossState::wait_for(std::chrono::milliseconds most) cons
 }
 
 void LossState::on_lost(Callback callback) {
-  std::optional<LostRank> already;
-  {
-    const std::scoped_lock lock(mutex_);
-    already = lost_;
-    if (!already) callbacks_.push_back(std::move(callback));
+  std::unique_lock lock(mutex_);
+  if (!lost_) {
+    callbacks_.push_back(std::move(callback));
+    return;
   }
-  if (already) callback(*already);
+  const LostRank lost = *lost_;
+  lock.unlock();
+  callback(lost);
 }
 
 Error LossState::error(const char* what, int own) const {

@@ -159,7 +159,7 @@ Status ThreadCommunicator::take(Collective what, std::span<const WritableBytes> 
     use(views);
   }
   group_->meeting.end_reading(own);
-  QD_TRY_STATUS(fits);
+  if (!fits) return fits;
   if (in_place && !group_->meeting.meet(own)) return loss()->error(collective_name(what), group_->world[own_]);
   return {};
 }
