@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // quadrille inspect: architecture, the quantisation decision of each module with the rule that made it, sizes, legal
-// tensor-parallel sizes. Reads headers alone.
+// tensor-parallel sizes, and what each rank of one gets (inspect_shards.h). Reads headers alone.
 #include <map>
 #include <memory>
 
 #include "cli/commands.h"
+#include "cli/inspect_shards.h"
 #include "cli/json_output.h"
 #include "cli/progress.h"
 #include "cli/text_table.h"
@@ -22,6 +23,7 @@ struct InspectOptions {
   std::string folder;
   bool as_json = false;
   bool all_modules = false;
+  int ranks = 0;  // 0: legal sizes alone
 };
 
 std::string group_text(int64_t group_size) {
@@ -103,7 +105,7 @@ std::string modules_text(const ModelDescription& description, bool all_modules) 
 
 // A row for each reason.
 std::string tensor_parallel_text(const std::vector<model::TpVerdict>& verdicts) {
-  TextTable table({">ranks", "tensor parallel", "why"});
+  TextTable table({">ranks", "tensor parallel", "notes"});
   for (const model::TpVerdict& verdict : verdicts) {
     const char* answer = !verdict.legal ? "no" : verdict.even ? "yes" : "yes, uneven";
     table.add_row({std::to_string(verdict.ranks), answer, verdict.reasons.empty() ? "" : verdict.reasons[0]});
@@ -199,11 +201,20 @@ nlohmann::json description_json(const ModelDescription& description) {
 
 Status run_inspect(Console& console, const InspectOptions& options) {
   QD_TRY(const ModelDescription description, model::describe_model(options.folder, console.log_sink()));
-  if (options.as_json) {
-    console.print("{}\n", json_text(description_json(description)));
-  } else {
-    print_text(console, description, options.all_modules);
+  std::vector<model::RankShare> shares;
+  if (options.ranks > 0) {
+    auto planned = model::rank_shares(description.plan, options.ranks);
+    if (!planned) return planned.error().in(options.folder);
+    shares = std::move(*planned);
   }
+  if (options.as_json) {
+    nlohmann::json json = description_json(description);
+    if (!shares.empty()) json["ranks"] = shares_json(shares);
+    console.print("{}\n", json_text(json));
+    return {};
+  }
+  print_text(console, description, options.all_modules);
+  if (!shares.empty()) console.print("\n{}", shares_text(shares));
   return {};
 }
 
@@ -215,6 +226,9 @@ void add_inspect(CLI::App& program, std::vector<Command>& commands) {
   auto options = std::make_shared<InspectOptions>();
   app->add_option("MODEL", options->folder, "Folder of the checkpoint")->required()->type_name("");
   app->add_flag("--modules", options->all_modules, "A line for each module, not for each kind");
+  app->add_option("--tp", options->ranks, "Show what each of N tensor-parallel ranks gets")
+      ->type_name("N")
+      ->check(CLI::Range(1, layout::kMaxRanks));
   app->add_flag("--json", options->as_json, "Print JSON");
   commands.push_back({app, [options](Console& console) { return run_inspect(console, *options); }});
 }

@@ -25,36 +25,51 @@ std::vector<Range> spread(int64_t size, int64_t unit, int ranks) {
   return cut;
 }
 
-// Weights a row of H that the slowest rank reads.
-int64_t slowest(const std::vector<Range>& cut) {
+Range rounded_out(Range held, int64_t align, int64_t k) {
+  return {held.begin / align * align, std::min(k, ceil_div(held.end, align) * align)};
+}
+
+// Weights that the slowest rank reads for one of H.
+int64_t slowest(const std::vector<Range>& cut, int64_t width, int64_t k_align) {
   int64_t most = 0;
   for (const Range& r : cut) {
-    const int64_t records = ceil_div(r.end, kPieceK) - r.begin / kPieceK;
+    const int64_t records = ceil_div(rounded_out(r, k_align, width).size(), kPieceK);
     most = std::max(most, 2 * r.size() + records * kPieceK);
   }
   return most;
 }
 
-Result<std::vector<Range>> cut_model_width(const ModelShape& shape, int64_t width, int ranks, const char* what) {
-  if (width == 0) return std::vector<Range>(static_cast<size_t>(ranks));
-  return shape.width_unit == 0 ? cut_width(width, ranks, what) : cut_in_units(width, shape.width_unit, ranks, what);
-}
+constexpr KFormat LayerShape::*kDownFormats[] = {&LayerShape::experts_down, &LayerShape::shared_down,
+                                                 &LayerShape::dense_down};
 
-// The cuts that layers share: made once for each width.
+// The cuts of widths: one for all layers of a width, whatever their groups.
 class WidthCuts {
  public:
   WidthCuts(const ModelShape& shape, int ranks) : shape_(shape), ranks_(ranks) {}
 
   Result<Range> of(int64_t width, const char* what, int rank) {
+    if (width == 0) return Range{};
     for (const auto& [known, cut] : cuts_) {
       if (known == width) return cut[static_cast<size_t>(rank)];
     }
-    QD_TRY(std::vector<Range> cut, cut_model_width(shape_, width, ranks_, what));
+    const int64_t unit = shape_.width_unit;
+    QD_TRY(std::vector<Range> cut,
+           unit == 0 ? cut_width(width, largest_align(width), ranks_, what) : cut_in_units(width, unit, ranks_, what));
     cuts_.emplace_back(width, std::move(cut));
     return cuts_.back().second[static_cast<size_t>(rank)];
   }
 
  private:
+  int64_t largest_align(int64_t width) const {
+    int64_t align = 1;
+    for (const LayerShape& layer : shape_.layers) {
+      for (const auto down : kDownFormats) {
+        if ((layer.*down).k == width) align = std::max(align, (layer.*down).k_align());
+      }
+    }
+    return align;
+  }
+
   const ModelShape& shape_;
   int ranks_;
   std::vector<std::pair<int64_t, std::vector<Range>>> cuts_;
@@ -109,12 +124,13 @@ Result<std::vector<Range>> cut_in_units(int64_t size, int64_t unit, int ranks, c
   return spread(size, unit, ranks);
 }
 
-Result<std::vector<Range>> cut_width(int64_t width, int ranks, const std::string& what) {
+Result<std::vector<Range>> cut_width(int64_t width, int64_t k_align, int ranks, const std::string& what) {
+  QD_CHECK(k_align > 0, "matrices begin at multiples of something");
   QD_TRY(std::vector<Range> best, cut_in_units(width, kColumnUnit, ranks, what));
   for (const int64_t unit : {16, 32, 64, 128}) {
     if (ceil_div(width, unit) < ranks) break;
     std::vector<Range> cut = spread(width, unit, ranks);
-    if (slowest(cut) <= slowest(best)) best = std::move(cut);
+    if (slowest(cut, width, k_align) <= slowest(best, width, k_align)) best = std::move(cut);
   }
   return best;
 }
@@ -132,9 +148,8 @@ Result<std::vector<HeadShard>> cut_heads(int64_t num_heads, int64_t num_kv_heads
 
 KShard k_shard(const KFormat& format, Range held, bool block_scales) {
   QD_CHECK(held.begin >= 0 && held.begin < held.end && held.end <= format.k, "a shard holds columns of the matrix");
-  const int64_t align = format.k_align(block_scales);
-  return {format, held.begin, held.end, held.begin / align * align,
-          std::min(format.k, ceil_div(held.end, align) * align)};
+  const Range matrix = rounded_out(held, format.k_align(block_scales), format.k);
+  return {format, held.begin, held.end, matrix.begin, matrix.end};
 }
 
 Result<std::vector<ModelShard>> plan_shards(const ModelShape& shape, int ranks) {

@@ -36,17 +36,18 @@ struct Range {
 // ("expert width"), and rule, numbers and legal sizes follow.
 Result<std::vector<Range>> cut_in_units(int64_t size, int64_t unit, int ranks, const std::string& what);
 
-// The cut of a feed-forward's width: rows of gate and of up, and the K of down. Of the units 128, 64, 32, 16 and 8 that
-// give every rank one, the one whose slowest rank reads fewest weights (its columns of gate and up, and the records of
-// 128 k of down that they touch); the largest of equals. So cuts lie on group borders where that costs nothing, and go
-// through a group where it is cheaper or the only way.
-Result<std::vector<Range>> cut_width(int64_t width, int ranks, const std::string& what);
+// The cut of a feed-forward's width: rows of gate and of up, and the K of down, whose matrices begin at multiples of
+// `k_align` (KFormat below). Of the units 128, 64, 32, 16 and 8 that give every rank one, the one whose slowest rank
+// reads fewest weights (its columns of gate and up, and down's in records of 128 k); the largest of equals. So cuts lie
+// on group borders where that costs nothing, and go through a group where it is cheaper or the only way.
+Result<std::vector<Range>> cut_width(int64_t width, int64_t k_align, int ranks, const std::string& what);
 
 // Query heads of one rank and every KV head that they read. Neighbours may hold the same KV head.
 struct HeadShard {
   Range heads;
   Range kv_heads;
   int64_t heads_per_kv = 1;  // of the whole model
+  friend bool operator==(const HeadShard&, const HeadShard&) = default;
 
   // Query head i of the rank (counted from 0) reads this KV head of the rank.
   QD_HD constexpr int64_t local_kv_head(int64_t i) const { return (heads.begin + i) / heads_per_kv - kv_heads.begin; }
@@ -60,6 +61,7 @@ struct KFormat {
   int64_t k = 0;           // of the unsharded matrix; 0: there is no such matrix
   bool is_w4 = false;      // else dense
   int64_t group_size = 0;  // of W4: 32, 64, 128, 0: one scale a channel
+  friend bool operator==(const KFormat&, const KFormat&) = default;
 
   // Columns at whose absolute multiples a rank's matrix may begin: the group; 128 for one scale a channel (computed in
   // pieces of 128) and for 1 x 128 activation scales; 1 for dense matrices, whose sums know no steps.
@@ -76,6 +78,7 @@ struct KShard {
   KFormat format;
   int64_t k_begin = 0, k_end = 0;      // columns that the rank holds, unsharded
   int64_t pad_begin = 0, pad_end = 0;  // the same rounded out to k_align (pad_end not beyond K), unsharded
+  friend bool operator==(const KShard&, const KShard&) = default;
 
   QD_HD constexpr int64_t k() const { return pad_end - pad_begin; }
   QD_HD constexpr int64_t held() const { return k_end - k_begin; }
@@ -101,6 +104,7 @@ KShard k_shard(const KFormat& format, Range held, bool block_scales = false);
 struct MlpShard {
   Range columns;
   KShard down;
+  friend bool operator==(const MlpShard&, const MlpShard&) = default;
   bool empty() const { return columns.size() == 0; }  // the layer has none
 };
 
@@ -108,6 +112,7 @@ struct AttentionShard {
   HeadShard heads;
   Range q_rows, kv_rows;  // rows of q_proj; of k_proj and v_proj
   KShard o;
+  friend bool operator==(const AttentionShard&, const AttentionShard&) = default;
 };
 
 struct LayerShape {
@@ -128,6 +133,7 @@ struct ModelShape {
 struct LayerShard {
   AttentionShard attention;
   MlpShard experts, shared, dense;
+  friend bool operator==(const LayerShard&, const LayerShard&) = default;
 };
 
 // Everything that one rank holds of a model. Norms, router and shared-expert gate are whole on every rank.

@@ -37,6 +37,7 @@ struct ModelDescription {
   uint64_t disk_bytes = 0;                 // of the tensors that are used
   uint64_t weight_memory_bytes = 0;        // prepared for the CPU tables in `exact`
   uint64_t kv_bytes_per_position = 0;      // bf16 cache
+  PlannedModel plan;                       // how tensor-parallel ranks would cut it: rank_shares(plan, ranks)
   std::vector<TpVerdict> tensor_parallel;  // 1..8
 };
 

@@ -1,80 +1,187 @@
 // SPDX-License-Identifier: Apache-2.0
-// Integers behind tp_legality.h: a size is legal when every rank gets at least one whole unit of everything that is
-// split.
+// Bytes and words about the shards that layout/shard_plan.h plans.
 #include "model/tp_legality.h"
 
-#include <numeric>
+#include <algorithm>
+
+#include "layout/bf16_lanes16.h"
+#include "layout/w4_lanes16.h"
+#include "model/kv_cache.h"
 
 namespace quadrille::model {
 namespace {
 
-// Splits `units` over `ranks`.
-void split(const std::string& name, int64_t units, int64_t ranks, const std::string& unit, TpVerdict* verdict) {
-  if (units < ranks) {
-    verdict->legal = verdict->even = false;
-    verdict->reasons.push_back(fmt::format("{}: {} {} for {} ranks", name, units, unit, ranks));
-  } else if (units % ranks != 0) {
+using layout::LayerShard;
+using layout::ModelShard;
+using layout::Range;
+
+struct RankShape {
+  int64_t n, k;
+};
+
+RankShape rank_shape(const PlannedModule& m, const ModelShard& shard) {
+  if (m.cut == ModuleCut::kWhole) return {m.n, m.k};
+  if (m.cut == ModuleCut::kVocabulary) return {shard.vocabulary.size(), m.k};
+  const LayerShard& layer = shard.layers[static_cast<size_t>(m.layer)];
+  switch (m.cut) {
+    case ModuleCut::kQuery:
+      return {layer.attention.q_rows.size(), m.k};
+    case ModuleCut::kKeyValue:
+      return {layer.attention.kv_rows.size(), m.k};
+    case ModuleCut::kOutput:
+      return {m.n, layer.attention.o.k()};
+    case ModuleCut::kGateUp:
+      return {2 * (layer.*m.mlp).columns.size(), m.k};
+    default:
+      return {m.n, (layer.*m.mlp).down.k()};
+  }
+}
+
+bool is_row_parallel(ModuleCut cut) {
+  return cut == ModuleCut::kOutput || cut == ModuleCut::kDown;
+}
+
+uint64_t prepared_bytes(const PlannedModule& m, const ModelShard& shard) {
+  const auto [n, k] = rank_shape(m, shard);
+  const bool has_bias = m.has_bias && (!is_row_parallel(m.cut) || shard.adds_row_parallel_bias());
+  int64_t bytes = has_bias ? 4 * n : 0;
+  if (m.is_w4) {
+    bytes += 4 * layout::W4Lanes16{n, k}.num_words();
+    bytes += 2 * layout::ScaleLanes16{n, layout::num_groups(k, m.group_size)}.size();
+  } else {
+    bytes += 2 * (m.row_major ? n * k : layout::Bf16Lanes16{n, k}.size());
+  }
+  return static_cast<uint64_t>(m.count * bytes);
+}
+
+RankShare share_of(const PlannedModel& model, ModelShard shard) {
+  RankShare share;
+  for (const PlannedModule& m : model.modules) share.weight_bytes += prepared_bytes(m, shard);
+  if (!shard.layers.empty()) {
+    share.kv_bytes_per_position = KvCache::bytes_per_page(static_cast<int64_t>(shard.layers.size()),
+                                                          shard.layers[0].attention.heads.kv_heads.size(),
+                                                          model.shape.head_dim, kernels::KvType::kBf16) /
+                                  kPagePositions;
+  }
+  share.shard = std::move(shard);
+  return share;
+}
+
+int largest_size(const layout::ModelShape& shape) {
+  int ranks = layout::kMaxRanks;
+  while (ranks > 1 && !layout::plan_shards(shape, ranks)) --ranks;
+  return ranks;
+}
+
+// Smallest and largest of what the ranks get.
+struct Spread {
+  int64_t least, most;
+};
+template <typename Size>
+Spread spread_of(const std::vector<ModelShard>& plan, Size&& size) {
+  Spread spread{size(plan[0]), size(plan[0])};
+  for (const ModelShard& shard : plan) {
+    spread.least = std::min(spread.least, size(shard));
+    spread.most = std::max(spread.most, size(shard));
+  }
+  return spread;
+}
+
+void note_uneven(const Spread& spread, int64_t whole, const char* what, TpVerdict* verdict) {
+  if (spread.least == spread.most) return;
+  verdict->even = false;
+  verdict->reasons.push_back(fmt::format("{} to {} of {} {} a rank", spread.least, spread.most, whole, what));
+}
+
+void add_once(std::string reason, TpVerdict* verdict) {
+  auto& reasons = verdict->reasons;
+  if (std::find(reasons.begin(), reasons.end(), reason) == reasons.end()) reasons.push_back(std::move(reason));
+}
+
+void note_attention(const PlannedModel& model, const std::vector<ModelShard>& plan, TpVerdict* verdict) {
+  if (model.shape.layers.empty()) return;
+  const auto kv_heads = [](const ModelShard& s) { return s.layers[0].attention.heads.kv_heads.size(); };
+  note_uneven(spread_of(plan, [](const ModelShard& s) { return s.layers[0].attention.heads.heads.size(); }),
+              model.shape.num_heads, "query heads", verdict);
+  note_uneven(spread_of(plan, kv_heads), model.shape.num_kv_heads, "KV heads", verdict);
+  int64_t held = 0;
+  for (const ModelShard& shard : plan) held += kv_heads(shard);
+  if (held > model.shape.num_kv_heads) {
+    verdict->reasons.push_back(fmt::format("{} KV heads are held {} times in all", model.shape.num_kv_heads, held));
+  }
+  if (model.norm_spans_heads && verdict->ranks > 1) {
+    verdict->reasons.emplace_back("q and k are normed over all heads: the ranks exchange their rows");
+  }
+}
+
+// Whether a border between two ranks lies inside a group.
+bool cuts_group(const layout::KShard& shard) {
+  const int64_t group = shard.format.is_w4 ? shard.format.group_size : 0;
+  return group != 0 && shard.k_begin % group != 0;
+}
+
+struct NamedMlp {
+  const char* name;
+  layout::MlpShard LayerShard::*mlp;
+};
+constexpr NamedMlp kMlps[] = {
+    {"expert", &LayerShard::experts}, {"shared-expert", &LayerShard::shared}, {"dense", &LayerShard::dense}};
+
+void note_width(const std::vector<ModelShard>& plan, size_t l, const NamedMlp& named, TpVerdict* verdict) {
+  const layout::MlpShard& first = plan[0].layers[l].*named.mlp;
+  if (first.empty()) return;
+  const Spread spread = spread_of(plan, [&](const ModelShard& s) { return (s.layers[l].*named.mlp).columns.size(); });
+  if (spread.least != spread.most) {
     verdict->even = false;
-    verdict->reasons.push_back(
-        fmt::format("{}: uneven, {} or {} {} a rank", name, units / ranks, units / ranks + 1, unit));
+    add_once(
+        fmt::format("{} to {} of {} {} columns a rank", spread.least, spread.most, first.down.format.k, named.name),
+        verdict);
+  }
+  for (const ModelShard& shard : plan) {
+    if (!cuts_group((shard.layers[l].*named.mlp).down)) continue;
+    add_once(fmt::format("{} columns are cut inside groups of {}", named.name, first.down.format.group_size), verdict);
   }
 }
 
-// A rank takes whole kv heads with all of their query heads; where there are fewer kv heads than ranks, each kv head is
-// kept by several ranks, which share its query heads. The cut of o_proj's K follows and must lie on whole groups.
-void split_attention(const ModelConfig& config, int64_t o_proj_group, TpVerdict* verdict) {
-  const int64_t ranks = verdict->ranks;
-  const int64_t kv_heads = config.num_kv_heads;
-  const int64_t kv_head_width = config.q_width() / kv_heads;
-  const int64_t group = o_proj_group == 0 ? 1 : o_proj_group;
-  if (kv_heads >= ranks) {
-    const int64_t unit = std::lcm(kv_head_width, group);
-    const std::string text = fmt::format("units of {} kv heads{}", unit / kv_head_width,
-                                         group > 1 ? fmt::format(" (o_proj groups of {})", group) : "");
-    split("attention", (config.q_width() + unit - 1) / unit, ranks, text, verdict);
-    return;
+TpVerdict verdict_of(const PlannedModel& model, int ranks) {
+  TpVerdict verdict;
+  verdict.ranks = ranks;
+  auto plan = layout::plan_shards(model.shape, ranks);
+  if (!plan) {
+    verdict.legal = verdict.even = false;
+    verdict.reasons.push_back(plan.error().message);
+    return verdict;
   }
-  if (ranks % kv_heads != 0) {
-    verdict->legal = verdict->even = false;
-    verdict->reasons.push_back(
-        fmt::format("attention: {} kv heads neither split over {} ranks nor repeat evenly", kv_heads, ranks));
-    return;
+  note_attention(model, *plan, &verdict);
+  for (size_t l = 0; l < model.shape.layers.size(); ++l) {
+    for (const ModelShard& shard : *plan) {
+      const layout::KShard& o = shard.layers[l].attention.o;
+      if (cuts_group(o)) add_once(fmt::format("o_proj is cut inside groups of {}", o.format.group_size), &verdict);
+    }
+    for (const NamedMlp& named : kMlps) note_width(*plan, l, named, &verdict);
   }
-  verdict->reasons.push_back(fmt::format("attention: each kv head is kept by {} ranks", ranks / kv_heads));
-  const int64_t unit = std::lcm(config.head_dim, group);
-  if (kv_head_width % unit != 0) {
-    verdict->legal = verdict->even = false;
-    verdict->reasons.push_back(
-        fmt::format("attention: o_proj groups of {} span the query heads of two kv heads", group));
-    return;
-  }
-  split("attention", kv_head_width / unit, ranks / kv_heads,
-        fmt::format("units of {} query heads a kv head", unit / config.head_dim), verdict);
-}
-
-void split_matrix(const RowParallelMatrix& matrix, TpVerdict* verdict) {
-  constexpr int64_t kPackedWord = 8;
-  const bool grouped = matrix.group_size != 0;
-  const int64_t unit = grouped ? std::lcm(matrix.group_size, kPackedWord) : kPackedWord;
-  // A last unit may be shorter: it is one all the same.
-  split(fmt::format("{} (K {})", matrix.name, matrix.k), (matrix.k + unit - 1) / unit, verdict->ranks,
-        fmt::format("{} of {}", grouped ? "groups" : "words", unit), verdict);
+  note_uneven(spread_of(*plan, [](const ModelShard& s) { return s.vocabulary.size(); }), model.shape.vocabulary,
+              "rows of the vocabulary", &verdict);
+  return verdict;
 }
 
 }  // namespace
 
-std::vector<TpVerdict> tp_verdicts(const ModelConfig& config, int64_t o_proj_group,
-                                   const std::vector<RowParallelMatrix>& matrices, int max_ranks) {
-  std::vector<TpVerdict> verdicts;
-  for (int ranks = 1; ranks <= max_ranks; ++ranks) {
-    TpVerdict verdict;
-    verdict.ranks = ranks;
-    if (ranks > 1) {
-      split_attention(config, o_proj_group, &verdict);
-      for (const RowParallelMatrix& matrix : matrices) split_matrix(matrix, &verdict);
-    }
-    verdicts.push_back(std::move(verdict));
+Result<std::vector<RankShare>> rank_shares(const PlannedModel& model, int ranks) {
+  auto plan = layout::plan_shards(model.shape, ranks);
+  if (!plan) {
+    const int largest = largest_size(model.shape);
+    return make_error(plan.error().code, "{} (all of this model: {})", plan.error().message,
+                      largest == 1 ? "1 rank alone" : fmt::format("1..{}", largest));
   }
+  std::vector<RankShare> shares;
+  for (ModelShard& shard : *plan) shares.push_back(share_of(model, std::move(shard)));
+  return shares;
+}
+
+std::vector<TpVerdict> legal_tp(const PlannedModel& model, int max_ranks) {
+  std::vector<TpVerdict> verdicts;
+  for (int ranks = 1; ranks <= max_ranks; ++ranks) verdicts.push_back(verdict_of(model, ranks));
   return verdicts;
 }
 

@@ -1,33 +1,72 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which tensor-parallel sizes a shard plan on whole heads and whole scale groups would allow, and why not: integers
-// only. Shown by inspect. The program itself runs one rank today; nothing here runs.
+// The shard plan of a model: what each tensor-parallel rank gets, in heads, columns, rows and bytes, which sizes are
+// legal, and why one is not. Made from an inventory by the loader and by inspect; the cuts are those of
+// layout/shard_plan.h.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "core/result.h"
+#include "layout/shard_plan.h"
 #include "model/config.h"
 
 namespace quadrille::model {
 
-// A row-parallel matrix whose K is split: down_proj of each kind. Cuts lie on whole groups and on whole packed words.
-struct RowParallelMatrix {
-  std::string name;        // "experts.down_proj", for the reasons
-  int64_t k = 0;           // in features
-  int64_t group_size = 0;  // 32, 64, 128; 0: one scale a channel or unquantised
+struct Inventory;
+
+// How a module is cut.
+enum class ModuleCut {
+  kWhole,       // norms, router, shared-expert gate: on every rank
+  kVocabulary,  // embedding and head: rows
+  kQuery,       // q_proj: rows of the rank's query heads
+  kKeyValue,    // k_proj, v_proj: rows of the KV heads that those read
+  kOutput,      // o_proj: columns of the rank's query heads
+  kGateUp,      // gate and up, stacked [2 * width, hidden]: rows of each
+  kDown,        // columns
 };
+
+// A module as the plan sees it; the experts of a layer are one, with a count.
+struct PlannedModule {
+  ModuleCut cut = ModuleCut::kWhole;
+  int64_t layer = 0;
+  layout::MlpShard layout::LayerShard::*mlp = nullptr;  // of kGateUp and kDown: experts, shared or dense
+  int64_t count = 1;
+  int64_t n = 0, k = 0;
+  bool is_w4 = false;
+  int64_t group_size = 0;
+  bool has_bias = false;
+  bool row_major =
+      false;  // kept as bf16 rows (norms, routers, an embedding that is not the head), else for the kernels
+};
+
+struct PlannedModel {
+  layout::ModelShape shape;
+  std::vector<PlannedModule> modules;
+  bool norm_spans_heads = false;  // q and k are normed over all heads: the ranks need each other's rows
+};
+
+PlannedModel planned_model(const Inventory& inventory, const ModelConfig& config);
+
+// What one rank gets.
+struct RankShare {
+  layout::ModelShard shard;
+  uint64_t weight_bytes = 0;           // prepared for the CPU tables in `exact`, padding included
+  uint64_t kv_bytes_per_position = 0;  // bf16 cache of the rank's KV heads
+};
+
+// The shares of all ranks. Errors: those of layout::plan_shards(), and which sizes this model can be cut for.
+Result<std::vector<RankShare>> rank_shares(const PlannedModel& model, int ranks);
 
 struct TpVerdict {
   int ranks = 1;
-  bool legal = true;                 // with equal or uneven whole units, at least one a rank
+  bool legal = true;
   bool even = true;                  // every rank gets the same
-  std::vector<std::string> reasons;  // why not legal, or what is uneven or replicated
+  std::vector<std::string> reasons;  // why not legal, or what is uneven, held by several ranks, or cut through a group
 };
 
-// Sizes 1..max_ranks for a model of these shapes. `o_proj_group`: group size of the output projection of attention,
-// whose K is cut where the heads are; 0 as above.
-std::vector<TpVerdict> tp_verdicts(const ModelConfig& config, int64_t o_proj_group,
-                                   const std::vector<RowParallelMatrix>& matrices, int max_ranks = 8);
+// Sizes 1..max_ranks.
+std::vector<TpVerdict> legal_tp(const PlannedModel& model, int max_ranks = 8);
 
 }  // namespace quadrille::model

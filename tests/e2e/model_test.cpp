@@ -302,28 +302,6 @@ TEST_F(SmallModel, PerplexityIsThatOfTheLogits) {
   EXPECT_NEAR(report["perplexity"].get<double>(), std::exp(report["nats_per_token"].get<double>()), 1e-9);
 }
 
-TEST_F(SmallModel, InspectShowsEveryModuleWithItsRule) {
-  const Outcome text = run_program({"inspect", model});
-  ASSERT_EXIT_OK(text);
-  EXPECT_THAT(text.out, HasSubstr("Qwen2MoeForCausalLM"));
-  EXPECT_THAT(text.out, HasSubstr("model.layers.*.mlp.experts.*.gate_proj"));
-  EXPECT_THAT(text.out, HasSubstr("w4a8 group 64"));
-  const Outcome outcome = run_program({"inspect", model, "--json"});
-  ASSERT_EXIT_OK(outcome);
-  const auto json = parse_json(outcome.out);
-  EXPECT_EQ(json["config"]["num_experts"], 6);
-  EXPECT_EQ(json["tensor_parallel"].size(), 8u);
-  size_t quantised = 0;
-  for (const auto& module : json["modules"]) {
-    if (module["quantization"] != "w4a8") continue;
-    ++quantised;
-    EXPECT_EQ(module["group_size"], "64");
-    EXPECT_THAT(module["rule"].get<std::string>(), HasSubstr("Linear"));
-  }
-  // Three layers of q, k, v, o; two of six experts and one shared, one dense: three matrices each.
-  EXPECT_EQ(quantised, 3u * 4 + 2 * 7 * 3 + 3);
-}
-
 TEST_F(SmallModel, BenchReportsRatios) {
   const Outcome outcome = run("bench", {"--rounds", "1", "--prefill", "16", "--decode", "2", "--json"});
   ASSERT_EXIT_OK(outcome);

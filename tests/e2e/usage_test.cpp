@@ -64,6 +64,8 @@ TEST(Usage, WrongUsageIsTwo) {
       {{"bench", "--shape", "gpt"}, "qwen3-30b-a3b"},
       {{"logits", "m", "--ids", "f"}, "--out"},
       {{"layer", "f"}, "OUT"},
+      {{"inspect", "m", "--tp", "0"}, "--tp"},
+      {{"inspect", "m", "--tp", "65"}, "--tp"},
   };
   for (const WrongUsage& wrong : cases) {
     const Outcome outcome = run_program(wrong.arguments);

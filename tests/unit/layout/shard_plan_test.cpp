@@ -22,8 +22,8 @@ std::vector<int64_t> sizes(const std::vector<Range>& cut) {
   return out;
 }
 
-std::vector<int64_t> width_sizes(int64_t width, int ranks) {
-  const auto cut = cut_width(width, ranks, "the width");
+std::vector<int64_t> width_sizes(int64_t width, int64_t k_align, int ranks) {
+  const auto cut = cut_width(width, k_align, ranks, "the width");
   return cut ? sizes(*cut) : std::vector<int64_t>{};
 }
 
@@ -72,7 +72,7 @@ TEST(ShardPlan, EveryPublishedShapeAtEverySize) {
     for (const int64_t group : test::group_sizes(shape)) {
       for (int ranks = 1; ranks <= kMaxRanks; ++ranks) {
         SCOPED_TRACE(std::string(shape.name) + " group " + std::to_string(group) + " ranks " + std::to_string(ranks));
-        auto cut = cut_width(shape.expert_width, ranks, "the expert width");
+        auto cut = cut_width(shape.expert_width, KFormat{1, true, group}.k_align(), ranks, "the expert width");
         ASSERT_TRUE(cut) << cut.error().message;
         ASSERT_EQ(cut->size(), static_cast<size_t>(ranks));
         expect_tiles(*cut, shape.expert_width);
@@ -137,36 +137,42 @@ TEST(ShardPlan, DenseColumnsNeedNoPadding) {
 }
 
 TEST(ShardPlan, WidthsByHand) {
-  EXPECT_THAT(width_sizes(14336, 8), ElementsAre(1792, 1792, 1792, 1792, 1792, 1792, 1792, 1792));
-  EXPECT_THAT(width_sizes(2048, 4), ElementsAre(512, 512, 512, 512));
-  EXPECT_THAT(width_sizes(128, 2), ElementsAre(64, 64)) << "through a group of 128";
-  // 11 records over three: on borders the slowest reads 2 * 512 + 512, as even as possible 2 * 472 + 640.
-  EXPECT_THAT(width_sizes(1408, 3), ElementsAre(512, 512, 384));
-  // Six records over four: on borders 2 * 256 + 256, evenly 2 * 192 + 256.
-  EXPECT_THAT(width_sizes(768, 4), ElementsAre(192, 192, 192, 192));
-  EXPECT_THAT(width_sizes(64, 8), ElementsAre(8, 8, 8, 8, 8, 8, 8, 8));
-  EXPECT_THAT(width_sizes(20, 3), ElementsAre(8, 8, 4)) << "a dense width may end in a shorter unit";
+  EXPECT_THAT(width_sizes(14336, 128, 8), ElementsAre(1792, 1792, 1792, 1792, 1792, 1792, 1792, 1792));
+  EXPECT_THAT(width_sizes(2048, 128, 4), ElementsAre(512, 512, 512, 512));
+  EXPECT_THAT(width_sizes(128, 128, 2), ElementsAre(64, 64)) << "through a group of 128";
+  // 11 groups over three: on borders the slowest reads 2 * 512 + 512, as even as possible 2 * 472 + 640.
+  EXPECT_THAT(width_sizes(1408, 128, 3), ElementsAre(512, 512, 384));
+  // Six groups over four: on borders 2 * 256 + 256, evenly 2 * 192 + 256.
+  EXPECT_THAT(width_sizes(768, 128, 4), ElementsAre(192, 192, 192, 192));
+  // Over eight: evenly 2 * 96 + 256, where 96 columns straddle two groups of 128; in units of 64, 2 * 128 + 128.
+  EXPECT_THAT(width_sizes(768, 128, 8), ElementsAre(128, 128, 128, 128, 64, 64, 64, 64));
+  // With groups of 32 the even cut lies on borders: 2 * 96 + 128.
+  EXPECT_THAT(width_sizes(768, 32, 8), ElementsAre(96, 96, 96, 96, 96, 96, 96, 96));
+  EXPECT_THAT(width_sizes(64, 128, 8), ElementsAre(8, 8, 8, 8, 8, 8, 8, 8));
+  EXPECT_THAT(width_sizes(20, 1, 3), ElementsAre(8, 8, 4)) << "a dense width may end in a shorter unit";
 }
 
-// The rule of cut_width() once more, over all units.
+// The rule of cut_width() once more, by counting, over all units.
 TEST(ShardPlan, NoUnitReadsLess) {
-  const auto slowest = [](const std::vector<Range>& cut) {
+  const auto slowest = [](const std::vector<Range>& cut, const KFormat& down) {
     int64_t most = 0;
     for (const Range& r : cut) {
-      std::set<int64_t> records;
-      for (int64_t c = r.begin; c < r.end; ++c) records.insert(c / 128);
-      most = std::max(most, 2 * r.size() + 128 * static_cast<int64_t>(records.size()));
+      const int64_t records = (k_shard(down, r).k() + 127) / 128;
+      most = std::max(most, 2 * r.size() + 128 * records);
     }
     return most;
   };
   for (const auto& shape : test::kPublishedShapes) {
-    for (int ranks = 2; ranks <= 8; ++ranks) {
-      const auto chosen = cut_width(shape.expert_width, ranks, "the width");
-      ASSERT_TRUE(chosen);
-      for (const int64_t unit : {8, 16, 32, 64, 128}) {
-        const auto other = cut_in_units(shape.expert_width, unit, ranks, "the width");
-        if (!other) continue;
-        EXPECT_LE(slowest(*chosen), slowest(*other)) << shape.name << " " << ranks << " unit " << unit;
+    for (const int64_t group : test::group_sizes(shape)) {
+      const KFormat down = {shape.expert_width, true, group};
+      for (int ranks = 2; ranks <= 8; ++ranks) {
+        const auto chosen = cut_width(shape.expert_width, down.k_align(), ranks, "the width");
+        ASSERT_TRUE(chosen);
+        for (const int64_t unit : {8, 16, 32, 64, 128}) {
+          const auto other = cut_in_units(shape.expert_width, unit, ranks, "the width");
+          if (!other) continue;
+          EXPECT_LE(slowest(*chosen, down), slowest(*other, down)) << shape.name << " " << ranks << " unit " << unit;
+        }
       }
     }
   }

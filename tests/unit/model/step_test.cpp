@@ -232,8 +232,8 @@ TEST(Describe, AddsUp) {
   EXPECT_TRUE(found);
   EXPECT_EQ(bytes, description->disk_bytes);
   ASSERT_EQ(description->tensor_parallel.size(), 8u);
-  EXPECT_TRUE(description->tensor_parallel[1].legal);
-  EXPECT_FALSE(description->tensor_parallel[3].legal) << "three groups of 64 over four ranks";
+  EXPECT_TRUE(description->tensor_parallel[3].legal) << "three groups of 64 over four ranks";
+  EXPECT_FALSE(description->tensor_parallel[4].legal) << "four query heads";
 
   // What inspect promises is what the loader takes.
   model::LoadOptions with = options();

@@ -18,6 +18,7 @@ namespace {
 
 using kernels::KernelTable;
 using kernels::Numerics;
+using layout::KFormat;
 using layout::KShard;
 using layout::Range;
 
@@ -147,7 +148,7 @@ TEST(ShardGemm, EveryPublishedWidth) {
       const test::RandomW4 whole(8, shape.expert_width, group, 43);
       for (int ranks = 2; ranks <= 8; ++ranks) {
         SCOPED_TRACE(std::string(shape.name) + " group " + std::to_string(group) + " ranks " + std::to_string(ranks));
-        const auto cut = layout::cut_width(shape.expert_width, ranks, "the width");
+        const auto cut = layout::cut_width(shape.expert_width, KFormat{1, true, group}.k_align(), ranks, "the width");
         ASSERT_TRUE(cut);
         expect_same_as_masked(**table, whole, *cut, Numerics::kExact);
         if (HasFailure()) return;

@@ -77,7 +77,8 @@ TEST(Shard, EveryPublishedShapeComesBack) {
     for (const int64_t group : quadrille::test::group_sizes(shape)) {
       for (int ranks = 1; ranks <= 8; ++ranks) {
         SCOPED_TRACE(std::string(shape.name) + " group " + std::to_string(group) + " ranks " + std::to_string(ranks));
-        const auto planned = layout::cut_width(shape.expert_width, ranks, "the expert width");
+        const auto planned =
+            layout::cut_width(shape.expert_width, KFormat{1, true, group}.k_align(), ranks, "the expert width");
         const auto even = layout::cut_in_units(shape.expert_width, 8, ranks, "the expert width");
         ASSERT_TRUE(planned && even);
         expect_round_trip(shape.expert_width, group, *planned, W4Source::kUint4b8);
