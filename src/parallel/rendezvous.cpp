@@ -21,6 +21,7 @@ using std::chrono::seconds;
 constexpr milliseconds kRetry{50};
 constexpr seconds kAnswerTime{3};   // for the first word of whoever listens at a port
 constexpr seconds kVerdictTime{5};  // longer than rank 0 waits, so that its list of missing ranks arrives
+constexpr seconds kLateTime{2};     // for ranks that come after a meeting has failed
 constexpr int kMostPort = 65535;
 constexpr uint64_t kMostAnswer = 64 << 20;
 
@@ -128,6 +129,20 @@ Status gather_guests(Membership self, Door& door, uint64_t nonce, Deadline deadl
   return {};
 }
 
+// Ranks that are still on their way when a meeting fails for its members learn the reason, too, if they come soon.
+void turn_all_away(Door& door, uint64_t nonce, const Error& error, const Guests& guests) {
+  for (const auto& guest : guests.of) {
+    if (guest) refuse(guest->socket, nonce, error);
+  }
+  if (error.code != ErrorCode::kInvalidArgument) return;
+  const Deadline until = Clock::now() + kLateTime;
+  for (size_t left = guests.missing().size(); left > 0; --left) {
+    const auto late = door.next(until);
+    if (!late || !*late) return;
+    refuse((*late)->socket, nonce, error);
+  }
+}
+
 // The table that every rank gets.
 std::vector<TableEntry> table_of(const Guests& guests, int own_port) {
   std::vector<TableEntry> table(guests.of.size());
@@ -147,9 +162,7 @@ Result<std::vector<RankAddress>> host_meeting(const MeetingPoint& point, Members
   Guests guests;
   guests.of.resize(static_cast<size_t>(self.size));
   if (Status all = gather_guests(self, door, point.nonce, deadline, timeout, guests); !all) {
-    for (const auto& guest : guests.of) {
-      if (guest) refuse(guest->socket, point.nonce, all.error());
-    }
+    turn_all_away(door, point.nonce, all.error(), guests);
     return all.error();
   }
   std::vector<TableEntry> table = table_of(guests, listener.port());
