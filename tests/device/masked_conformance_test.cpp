@@ -112,6 +112,8 @@ class MaskedConformance : public ::testing::TestWithParam<MaskedSpec> {
     batch.masked_m = memory.copy_of(masked_m_, stream_);
     const int64_t count = spec.experts * batch.max_m * spec.hidden;
     batch.out = memory.take<uint16_t>(count, 16, stream_);
+    // Poisoned also where other memory is not: the rows behind masked_m are looked at.
+    must(device::fill(batch.out, kPoison, static_cast<size_t>(count) * sizeof(uint16_t), stream_));
     const size_t size = moe::masked_workspace_bytes(layer_, batch.max_m);
     void* workspace = memory.take_bytes(size, 256, kPoison, stream_);
     auto* status = memory.take<uint32_t>(1, 4, stream_, 0);
