@@ -11,6 +11,7 @@
 
 #include "core/arena.h"
 #include "core/result.h"
+#include "layout/shard_plan.h"
 #include "model/config.h"
 #include "model/forward.h"
 #include "model/kv_cache.h"
@@ -20,10 +21,18 @@
 
 namespace quadrille::model {
 
-// Rows of the embedding: row-major, or inside the prepared lm_head where both are tied.
+// Rows of the embedding that the rank holds: row-major, or inside the prepared lm_head where both are tied.
 struct EmbeddingView {
   const uint16_t* rows = nullptr;     // [vocab, hidden] bf16
   const uint16_t* lanes16 = nullptr;  // [vp/16, hidden, 16] bf16 (layout/bf16_lanes16.h)
+};
+
+// What of the model this rank has; one rank: everything.
+struct RankPart {
+  layout::HeadShard heads;
+  layout::Range vocabulary;
+  int64_t most_kv_heads = 0;            // of any rank
+  std::vector<layout::ModelShard> all;  // in rank order; empty: one rank
 };
 
 struct AttentionView {
@@ -50,14 +59,15 @@ class Decoder {
  public:
   // Everything given must outlive the decoder.
   Decoder(const ModelConfig& config, const DecoderView& weights, const RopeTables& rope, KvCache* cache,
-          const moe::Execution& execution)
-      : config_(config), weights_(weights), rope_(rope), cache_(*cache), execution_(execution) {
+          const moe::Execution& execution, RankPart part)
+      : config_(config), weights_(weights), rope_(rope), cache_(*cache), execution_(execution), part_(std::move(part)) {
     execution_.kernels.scratch = &scratch_;
   }
 
   // The rules of forward.h: lengths, ids, positions, pages. kInvalidArgument names what breaks them.
   Status check_step(const Step& step, std::span<float> logits, int64_t max_positions) const;
-  // A checked step. Logits stay fp32 in both roundings: nothing rounds them to bf16.
+  // A checked step. Logits stay fp32 in both roundings: nothing rounds them to bf16. With ranks every rank runs the
+  // same step, `cancel` is not looked at, and errors are also those of the communicator.
   Status run(const Step& step, std::span<float> logits, const std::atomic<bool>* cancel);
   // The feed-forward of one layer: x [num_tokens, hidden] -> out [num_tokens, hidden], without norm and residual.
   Status run_feed_forward(int64_t layer, const float* x, int64_t num_tokens, float* out);
@@ -68,20 +78,27 @@ class Decoder {
 
  private:
   Status run_block(int64_t layer, const Step& step, float* x);
-  void run_attention(int64_t layer, const Step& step, const float* normed, float* out);
+  Status run_attention(int64_t layer, const Step& step, const float* normed, float* out);
+  const float* attend(int64_t layer, const Step& step, const float* q);
   Status run_moe(int64_t layer, const moe::MoeLayer& moe, const float* x, int64_t num_tokens, float* out);
-  void embed(std::span<const int32_t> ids, float* x) const;
+  Status embed(std::span<const int32_t> ids, float* x) const;
   void norm(const float* x, const uint16_t* weight, int64_t num_rows, int64_t width, float* out) const;
-  void norm_heads(int64_t num_tokens, float* q, float* k, const AttentionView& weights) const;
+  Status norm_heads(int64_t num_tokens, float* q, float* k, const AttentionView& weights);
+  using RangeOf = layout::Range (*)(const layout::ModelShard& shard);
+  Status norm_over_ranks(float* x, int64_t num_rows, const uint16_t* weight, int64_t width, RangeOf range_of);
+  Status gather_columns(const float* mine, int64_t num_rows, int64_t width, RangeOf range_of, float* all);
   void clip(float* x, int64_t count) const;
   void rotate(const Step& step, int64_t num_heads, float* x) const;
-  void write_logits(std::span<const int32_t> rows, const float* x, std::span<float> logits);
+  Status write_logits(std::span<const int32_t> rows, const float* x, std::span<float> logits);
+  int64_t q_width() const { return part_.heads.heads.size() * config_.head_dim; }
+  int64_t kv_width() const { return part_.heads.kv_heads.size() * config_.head_dim; }
 
   const ModelConfig& config_;
   const DecoderView& weights_;
   const RopeTables& rope_;
   KvCache& cache_;
   moe::Execution execution_;
+  RankPart part_;
   StepObserver* observer_ = nullptr;
   Arena scratch_;              // of one block; reset between blocks
   std::vector<float> stream_;  // residual stream [num_tokens, hidden]

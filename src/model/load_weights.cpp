@@ -9,8 +9,15 @@ namespace {
 
 class Loader {
  public:
-  Loader(const Inventory& inventory, const ModelConfig& config, const LoadOptions& options)
-      : inventory_(inventory), config_(config), options_(options), reader_(options.numerics, options.round_scales) {
+  Loader(const Inventory& inventory, const ModelConfig& config, const LoadOptions& options,
+         const layout::ModelShard* shard)
+      : inventory_(inventory),
+        config_(config),
+        options_(options),
+        shard_(shard),
+        reader_(options.numerics, options.round_scales,
+                options.split_scale == moe::SplitScale::kAgreed ? prepare::ChannelScale::kWholeRow
+                                                                : prepare::ChannelScale::kOwnGroups) {
     for (const ModuleSource* source : inventory.modules()) {
       ++progress_.modules_total;
       progress_.bytes_total += source->disk_bytes();
@@ -22,7 +29,7 @@ class Loader {
     QD_TRY_STATUS(read_ends(&result.weights));
     result.weights.layers.resize(config_.num_layers);
     for (int64_t l = 0; l < config_.num_layers; ++l) {
-      QD_TRY_STATUS(read_layer(inventory_.layers[l], &result.weights.layers[l]));
+      QD_TRY_STATUS(read_layer(inventory_.layers[l], l, &result.weights.layers[l]));
     }
     result.notes = reader_.notes();
     return result;
@@ -42,51 +49,68 @@ class Loader {
     if (options_.progress) options_.progress(progress_);
   }
 
-  Status read_vector(const ModuleSource& source, std::vector<uint16_t>* values) {
+  Status read_vector(const ModuleSource& source, std::vector<uint16_t>* values,
+                     std::optional<layout::Range> rows = {}) {
     QD_TRY_STATUS(check_cancel());
-    QD_TRY(*values, reader_.read_bf16(source));
+    QD_TRY(*values, reader_.read_bf16(source, rows));
     done(source);
     return {};
   }
 
-  Status read_matrix(const ModuleSource& source, LinearStore* store) {
+  Status read_matrix(const ModuleSource& source, const MatrixCut& cut, LinearStore* store) {
     QD_TRY_STATUS(check_cancel());
     const ModuleSource* parts[] = {&source};
-    shape_store({parts, 1}, 1, store);
-    QD_TRY_STATUS(reader_.read_linear(parts, 0, options_.pool, store));
+    shape_store({parts, 1}, cut, 1, store);
+    QD_TRY_STATUS(reader_.read_linear(parts, cut, 0, options_.pool, store));
     done(source);
     return {};
   }
 
-  static void shape_store(std::span<const ModuleSource* const> parts, int64_t num_experts, LinearStore* store) {
+  static void shape_store(std::span<const ModuleSource* const> parts, const MatrixCut& cut, int64_t num_experts,
+                          LinearStore* store) {
     store->n = 0;
-    for (const ModuleSource* part : parts) store->n += part->n();
-    store->k = parts[0]->k();
+    for (const ModuleSource* part : parts) store->n += cut.rows ? cut.rows->size() : part->n();
+    store->k = cut.columns ? cut.columns->k() : parts[0]->k();
     store->group_size = parts[0]->decision.group_size;
     store->reserve(num_experts, parts[0]->quantised());
   }
 
+  // The cuts of this rank; one rank takes everything.
+  static MatrixCut rows_cut(std::optional<layout::Range> rows) { return {rows, {}, true}; }
+  MatrixCut columns_cut(const layout::KShard& columns) const { return {{}, columns, shard_->adds_row_parallel_bias()}; }
+  MatrixCut vocabulary_cut() const { return shard_ == nullptr ? MatrixCut{} : rows_cut(shard_->vocabulary); }
+  struct MlpCuts {
+    MatrixCut gate_up, down;
+  };
+  MlpCuts mlp_cuts(int64_t layer, layout::MlpShard layout::LayerShard::*mlp) const {
+    if (shard_ == nullptr) return {};
+    const layout::MlpShard& held = shard_->layers[layer].*mlp;
+    return {rows_cut(held.columns), columns_cut(held.down)};
+  }
+
   // Gate and up stacked, and down, of one expert.
-  Status read_expert(const MlpSources& source, int64_t expert, ThreadPool* pool, MlpStore* store) {
+  Status read_expert(const MlpSources& source, const MlpCuts& cuts, int64_t expert, ThreadPool* pool, MlpStore* store) {
     QD_TRY_STATUS(check_cancel());
     const ModuleSource* gate_up[] = {&source.gate, &source.up};
     const ModuleSource* down[] = {&source.down};
-    QD_TRY_STATUS(reader_.read_linear(gate_up, expert, pool, &store->gate_up));
-    return reader_.read_linear(down, expert, pool, &store->down);
+    QD_TRY_STATUS(reader_.read_linear(gate_up, cuts.gate_up, expert, pool, &store->gate_up));
+    return reader_.read_linear(down, cuts.down, expert, pool, &store->down);
   }
 
-  Status read_mlps(std::span<const MlpSources> sources, MlpStore* store) {
+  Status read_mlps(std::span<const MlpSources> sources, const MlpCuts& cuts, MlpStore* store) {
     const ModuleSource* gate_up[] = {&sources[0].gate, &sources[0].up};
     const ModuleSource* down[] = {&sources[0].down};
     const auto count = static_cast<int64_t>(sources.size());
-    shape_store(gate_up, count, &store->gate_up);
-    shape_store(down, count, &store->down);
+    shape_store(gate_up, cuts.gate_up, count, &store->gate_up);
+    shape_store(down, cuts.down, count, &store->down);
+    store->width = cuts.down.columns ? cuts.down.columns->held() : sources[0].down.k();
+    store->down_offset = cuts.down.columns ? cuts.down.columns->k_offset() : 0;
     if (count == 1) {
-      QD_TRY_STATUS(read_expert(sources[0], 0, options_.pool, store));
+      QD_TRY_STATUS(read_expert(sources[0], cuts, 0, options_.pool, store));
     } else {
       // One expert a thread at a time; of several errors the lowest expert's is told.
       std::vector<Status> status(count);
-      options_.pool->run(count, [&](int64_t e) { status[e] = read_expert(sources[e], e, nullptr, store); });
+      options_.pool->run(count, [&](int64_t e) { status[e] = read_expert(sources[e], cuts, e, nullptr, store); });
       for (const Status& one : status) QD_TRY_STATUS(one);
     }
     for (const MlpSources& source : sources) {
@@ -95,34 +119,53 @@ class Loader {
     return {};
   }
 
-  Status read_layer(const LayerSources& source, LayerStore* layer) {
+  Status read_attention(const LayerSources& source, int64_t index, LayerStore* layer) {
+    MatrixCut q, kv, o;
+    if (shard_ != nullptr) {
+      const layout::AttentionShard& held = shard_->layers[index].attention;
+      q = rows_cut(held.q_rows);
+      kv = rows_cut(held.kv_rows);
+      o = columns_cut(held.o);
+    }
+    QD_TRY_STATUS(read_matrix(source.q, q, &layer->q));
+    QD_TRY_STATUS(read_matrix(source.k, kv, &layer->k));
+    QD_TRY_STATUS(read_matrix(source.v, kv, &layer->v));
+    return read_matrix(source.o, o, &layer->o);
+  }
+
+  Status read_layer(const LayerSources& source, int64_t index, LayerStore* layer) {
+    using layout::LayerShard;
     QD_TRY_STATUS(read_vector(source.input_norm, &layer->input_norm));
     QD_TRY_STATUS(read_vector(source.post_attention_norm, &layer->post_attention_norm));
     if (source.q_norm) QD_TRY_STATUS(read_vector(*source.q_norm, &layer->q_norm));
     if (source.k_norm) QD_TRY_STATUS(read_vector(*source.k_norm, &layer->k_norm));
-    QD_TRY_STATUS(read_matrix(source.q, &layer->q));
-    QD_TRY_STATUS(read_matrix(source.k, &layer->k));
-    QD_TRY_STATUS(read_matrix(source.v, &layer->v));
-    QD_TRY_STATUS(read_matrix(source.o, &layer->o));
+    QD_TRY_STATUS(read_attention(source, index, layer));
     if (source.router) QD_TRY_STATUS(read_vector(*source.router, &layer->router));
     if (source.shared_gate) QD_TRY_STATUS(read_vector(*source.shared_gate, &layer->shared_gate));
-    if (!source.experts.empty()) QD_TRY_STATUS(read_mlps(source.experts, &layer->experts));
-    if (source.shared) QD_TRY_STATUS(read_mlps({&*source.shared, 1}, &layer->shared));
-    if (source.dense) QD_TRY_STATUS(read_mlps({&*source.dense, 1}, &layer->dense));
+    if (!source.experts.empty()) {
+      QD_TRY_STATUS(read_mlps(source.experts, mlp_cuts(index, &LayerShard::experts), &layer->experts));
+    }
+    if (source.shared) {
+      QD_TRY_STATUS(read_mlps({&*source.shared, 1}, mlp_cuts(index, &LayerShard::shared), &layer->shared));
+    }
+    if (source.dense) {
+      QD_TRY_STATUS(read_mlps({&*source.dense, 1}, mlp_cuts(index, &LayerShard::dense), &layer->dense));
+    }
     return {};
   }
 
   // Embedding, last norm and lm_head. A tied lm_head is the embedding in the kernels' layout.
   Status read_ends(ModelWeights* weights) {
     QD_TRY_STATUS(read_vector(inventory_.final_norm, &weights->final_norm));
-    if (!inventory_.lm_head) return read_matrix(inventory_.embedding, &weights->lm_head);
-    QD_TRY_STATUS(read_vector(inventory_.embedding, &weights->embedding));
-    return read_matrix(*inventory_.lm_head, &weights->lm_head);
+    if (!inventory_.lm_head) return read_matrix(inventory_.embedding, vocabulary_cut(), &weights->lm_head);
+    QD_TRY_STATUS(read_vector(inventory_.embedding, &weights->embedding, vocabulary_cut().rows));
+    return read_matrix(*inventory_.lm_head, vocabulary_cut(), &weights->lm_head);
   }
 
   const Inventory& inventory_;
   const ModelConfig& config_;
   const LoadOptions& options_;
+  const layout::ModelShard* shard_;
   WeightReader reader_;
   LoadProgress progress_;
 };
@@ -142,9 +185,10 @@ Status check_weight_only(const Inventory& inventory, const LoadOptions& options)
 
 }  // namespace
 
-Result<LoadedWeights> load_weights(const Inventory& inventory, const ModelConfig& config, const LoadOptions& options) {
+Result<LoadedWeights> load_weights(const Inventory& inventory, const ModelConfig& config, const LoadOptions& options,
+                                   const layout::ModelShard* shard) {
   QD_TRY_STATUS(check_weight_only(inventory, options));
-  return Loader(inventory, config, options).load();
+  return Loader(inventory, config, options, shard).load();
 }
 
 }  // namespace quadrille::model

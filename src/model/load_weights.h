@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "layout/shard_plan.h"
 #include "model/inventory.h"
 #include "model/model.h"
 #include "model/weights.h"
@@ -19,7 +20,9 @@ struct LoadedWeights {
 
 // Expert by expert over the pool, so that beside the result only a few matrices are in memory. Errors: those of
 // weight_reader.h, kUnsupported for W4A16 without its option, kCancelled.
-Result<LoadedWeights> load_weights(const Inventory& inventory, const ModelConfig& config, const LoadOptions& options);
+// `shard`: what this rank holds; null: the whole model.
+Result<LoadedWeights> load_weights(const Inventory& inventory, const ModelConfig& config, const LoadOptions& options,
+                                   const layout::ModelShard* shard);
 
 Result<ModelWeights> random_weights(const ModelConfig& config, const RandomModel& random, const LoadOptions& options);
 

@@ -8,6 +8,8 @@
 #include "core/check.h"
 #include "kernels/api/registry.h"
 #include "model/load_weights.h"
+#include "model/tp_legality.h"
+#include "parallel/communicator.h"
 
 namespace quadrille::model {
 namespace {
@@ -27,15 +29,16 @@ Result<const kernels::KernelTable*> choose_table(const LoadOptions& options) {
   return table;
 }
 
-Result<int64_t> choose_pages(const ModelConfig& config, const LoadOptions& options, int64_t max_positions,
-                             kernels::KvType type) {
+// `num_kv_heads`: the most of any rank, so that all ranks have as many pages.
+Result<int64_t> choose_pages(const ModelConfig& config, const LoadOptions& options, int64_t num_kv_heads,
+                             int64_t max_positions, kernels::KvType type) {
   if (options.cache_pages < 0 || options.default_positions < 1 || options.max_positions < 0) {
     return make_error(ErrorCode::kInvalidArgument,
                       "cache: {} pages, {} default positions, at most {} positions: expected no negative number",
                       options.cache_pages, options.default_positions, options.max_positions);
   }
   if (options.cache_pages > 0) return options.cache_pages;
-  const uint64_t page = KvCache::bytes_per_page(config.num_layers, config.num_kv_heads, config.head_dim, type);
+  const uint64_t page = KvCache::bytes_per_page(config.num_layers, num_kv_heads, config.head_dim, type);
   if (options.cache_bytes > 0) {
     if (options.cache_bytes >= page) return static_cast<int64_t>(options.cache_bytes / page);
     return make_error(ErrorCode::kCapacity, "cache: {} bytes hold no page; a page of {} positions takes {}",
@@ -43,6 +46,37 @@ Result<int64_t> choose_pages(const ModelConfig& config, const LoadOptions& optio
   }
   const int64_t positions = std::min(options.default_positions, max_positions);
   return (positions + kPagePositions - 1) / kPagePositions;
+}
+
+bool has_ranks(const LoadOptions& options) {
+  return options.ranks != nullptr && options.ranks->size() > 1;
+}
+
+// What this rank has of the model. `shards`: of all ranks; empty: one rank.
+RankPart rank_part(const ModelConfig& config, std::vector<layout::ModelShard> shards, int rank) {
+  RankPart part;
+  part.heads = {{0, config.num_heads}, {0, config.num_kv_heads}, config.num_heads / config.num_kv_heads};
+  part.vocabulary = {0, config.vocab_size};
+  part.most_kv_heads = config.num_kv_heads;
+  if (shards.empty()) return part;
+  const layout::ModelShard& own = shards[static_cast<size_t>(rank)];
+  part.heads = own.layers[0].attention.heads;
+  part.vocabulary = own.vocabulary;
+  part.most_kv_heads = 0;
+  for (const layout::ModelShard& shard : shards) {
+    part.most_kv_heads = std::max(part.most_kv_heads, shard.layers[0].attention.heads.kv_heads.size());
+  }
+  part.all = std::move(shards);
+  return part;
+}
+
+Result<std::vector<layout::ModelShard>> all_shards(const Inventory& inventory, const ModelConfig& config,
+                                                   const LoadOptions& options) {
+  std::vector<layout::ModelShard> shards;
+  if (!has_ranks(options)) return shards;
+  QD_TRY(std::vector<RankShare> shares, rank_shares(planned_model(inventory, config), options.ranks->size()));
+  for (RankShare& share : shares) shards.push_back(std::move(share.shard));
+  return shards;
 }
 
 }  // namespace
@@ -72,13 +106,13 @@ struct Model::Impl {
   }
 
   // After the weights: cache, tables, decoder. The cache holds bf16 in round bf16, where that loses nothing.
-  Status finish(const LoadOptions& options) {
+  Status finish(const LoadOptions& options, RankPart part) {
     view = weights.seal(config);
     const auto type = rounding == kernels::Rounding::kBf16 ? kernels::KvType::kBf16 : kernels::KvType::kF32;
     max_positions = config.max_positions;
     if (options.max_positions > 0) max_positions = std::min(max_positions, options.max_positions);
-    QD_TRY(const int64_t num_pages, choose_pages(config, options, max_positions, type));
-    QD_TRY(cache, KvCache::create(config.num_layers, config.num_kv_heads, config.head_dim, num_pages, type));
+    QD_TRY(const int64_t num_pages, choose_pages(config, options, part.most_kv_heads, max_positions, type));
+    QD_TRY(cache, KvCache::create(config.num_layers, part.heads.kv_heads.size(), config.head_dim, num_pages, type));
     // No sequence gets longer than the whole cache.
     const int64_t reachable = std::min(max_positions, num_pages * kPagePositions);
     rope = make_rope_tables(config.rope, config.head_dim, reachable, options.pool);
@@ -87,7 +121,9 @@ struct Model::Impl {
     execution.kernels.pool = options.pool;
     execution.numerics = numerics;
     execution.rounding = rounding;
-    decoder.emplace(config, view, rope, &*cache, execution);
+    execution.ranks = options.ranks;
+    execution.split_scale = options.split_scale;
+    decoder.emplace(config, view, rope, &*cache, execution, std::move(part));
     return {};
   }
 };
@@ -106,11 +142,14 @@ Result<std::unique_ptr<Model>> Model::load(const std::string& folder, const Load
                   fmt::format("{}: {} tensors are no part of the model and stay unread, the first is '{}'", folder,
                               inventory.unused_tensors.size(), inventory.unused_tensors[0]));
     }
-    QD_TRY(LoadedWeights loaded, load_weights(inventory, config, options));
+    if (has_ranks(options)) options.ranks->set_phase(parallel::Phase::kLoad);
+    QD_TRY(std::vector<layout::ModelShard> shards, all_shards(inventory, config, options));
+    const int rank = shards.empty() ? 0 : options.ranks->rank();
+    QD_TRY(LoadedWeights loaded, load_weights(inventory, config, options, shards.empty() ? nullptr : &shards[rank]));
     impl->weights = std::move(loaded.weights);
     impl->notes = std::move(loaded.notes);
     for (const std::string& note : impl->notes) options.log(LogLevel::kWarning, fmt::format("{}: {}", folder, note));
-    QD_TRY_STATUS(impl->finish(options));
+    QD_TRY_STATUS(impl->finish(options, rank_part(config, std::move(shards), rank)));
     return std::unique_ptr<Model>(new Model(std::move(impl)));
   } catch (const std::bad_alloc&) {
     return make_error(ErrorCode::kCapacity, "{}: the system has not enough memory for the weights and the cache",
@@ -122,9 +161,13 @@ Result<std::unique_ptr<Model>> Model::random(const ModelConfig& config, const Ra
                                              const LoadOptions& options) {
   try {
     QD_TRY_STATUS(check_model_config(config, "random model"));
+    if (has_ranks(options)) {
+      return make_error(ErrorCode::kUnsupported, "random model: found {} ranks; random weights are made for 1 rank",
+                        options.ranks->size());
+    }
     QD_TRY(std::unique_ptr<Impl> impl, Impl::create(config, options));
     QD_TRY(impl->weights, random_weights(config, random, options));
-    QD_TRY_STATUS(impl->finish(options));
+    QD_TRY_STATUS(impl->finish(options, rank_part(config, {}, 0)));
     return std::unique_ptr<Model>(new Model(std::move(impl)));
   } catch (const std::bad_alloc&) {
     return make_error(ErrorCode::kCapacity, "random model: the system has not enough memory for it");

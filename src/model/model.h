@@ -19,6 +19,7 @@
 #include "model/description.h"
 #include "model/forward.h"
 #include "model/observer.h"
+#include "moe/linear.h"
 
 namespace quadrille::model {
 
@@ -36,6 +37,13 @@ struct LoadOptions {
 
   bool run_weight_only_as_fp8 = false;  // --activations fp8: a W4A16 checkpoint runs as W4A8 instead of being refused
   bool round_scales = false;            // --scales round: scales that bf16 does not hold are rounded, not refused
+
+  // The tensor-parallel ranks of this model, one of which loads here; null or one rank: the whole model. Every rank
+  // calls load() and run() with the same arguments and gets the same results; `cancel` then ends a load, not a step
+  // (ranks that stop at different layers would wait for each other): callers agree between steps. Must outlive the
+  // model.
+  parallel::Communicator* ranks = nullptr;
+  moe::SplitScale split_scale = moe::SplitScale::kAgreed;  // kLocal also takes `vllm` channel scales shard by shard
 
   // Size of the cache: pages of 64 positions, else bytes, else enough for `default_positions` positions.
   int64_t cache_pages = 0;
@@ -68,11 +76,11 @@ struct MemoryUse {
 class Model final : public Forward {
  public:
   // Errors: those of the folder's files; kUnsupported (architecture, rope, W4A16 without its option, a table that does
-  // not do round f32), each naming what was found and what runs; kNotFound / kInvalidData with file and tensor
-  // (missing, wrong type or shape, NaN or infinity in a weight or scale, experts of a layer that disagree); kCapacity;
-  // kCancelled.
+  // not do round f32, a number of ranks that the model cannot be cut for), each naming what was found and what runs;
+  // kNotFound / kInvalidData with file and tensor (missing, wrong type or shape, NaN or infinity in a weight or scale,
+  // experts of a layer that disagree); kCapacity; kCancelled.
   static Result<std::unique_ptr<Model>> load(const std::string& folder, const LoadOptions& options);
-  // The same shapes and layouts with random weights, made in memory: for bench.
+  // The same shapes and layouts with random weights, made in memory: for bench. One rank alone (kUnsupported).
   static Result<std::unique_ptr<Model>> random(const ModelConfig& config, const RandomModel& weights,
                                                const LoadOptions& options);
   ~Model() override;
@@ -82,7 +90,8 @@ class Model final : public Forward {
   int64_t vocab_size() const override;
   int64_t max_positions() const override;
   int64_t num_pages() const override;
-  // Also kInvalidArgument for a step that breaks the rules of forward.h (ids, positions, pages out of range).
+  // Also kLostRank, and kInvalidArgument for a step that breaks the rules of forward.h (ids, positions, pages out of
+  // range).
   Status run(const Step& step, std::span<float> logits) override;
 
   const ModelConfig& config() const;

@@ -132,6 +132,7 @@ class Maker {
   }
 
   Status mlp(int64_t width, int64_t num_experts, MlpStore* store) {
+    store->width = width;
     QD_TRY_STATUS(linear(2 * width, config_.hidden_size, num_experts, &store->gate_up));
     return linear(config_.hidden_size, width, num_experts, &store->down);
   }

@@ -2,6 +2,7 @@
 // The reading behind weight_reader.h.
 #include "model/weight_reader.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -26,10 +27,20 @@ prepare::DenseType dense_type(DType dtype) {
   }
 }
 
-Result<std::vector<std::byte>> read_bytes(const TensorView& tensor) {
-  std::vector<std::byte> bytes(tensor.bytes.size());
-  QD_TRY_STATUS(tensor.copy_to(bytes));
+int64_t num_rows(const TensorView& tensor) {
+  return tensor.shape.empty() ? 1 : tensor.shape[0];
+}
+
+// The bytes of some rows; a row is what the first dimension counts.
+Result<std::vector<std::byte>> read_bytes(const TensorView& tensor, layout::Range rows) {
+  const auto row_bytes = static_cast<int64_t>(tensor.bytes.size()) / std::max<int64_t>(num_rows(tensor), 1);
+  std::vector<std::byte> bytes(static_cast<size_t>(rows.size() * row_bytes));
+  QD_TRY_STATUS(tensor.copy_part(static_cast<uint64_t>(rows.begin * row_bytes), bytes));
   return bytes;
+}
+
+layout::Range rows_of(const MatrixCut& cut, const ModuleSource& source) {
+  return cut.rows.value_or(layout::Range{0, source.n()});
 }
 
 // "[row, column]" of element `index`.
@@ -56,9 +67,11 @@ Error name_part(std::span<const ModuleSource* const> sources, const std::vector<
 
 }  // namespace
 
-Result<std::vector<float>> WeightReader::read_floats(const TensorView& tensor) const {
-  QD_TRY(const std::vector<std::byte> bytes, read_bytes(tensor));
-  std::vector<float> values(tensor.num_elements());
+Result<std::vector<float>> WeightReader::read_floats(const TensorView& tensor, layout::Range rows) const {
+  QD_TRY(const std::vector<std::byte> bytes, read_bytes(tensor, rows));
+  const int64_t width = tensor.num_elements() / std::max<int64_t>(num_rows(tensor), 1);
+  const auto first = static_cast<size_t>(rows.begin * width);
+  std::vector<float> values(static_cast<size_t>(rows.size() * width));
   for (size_t i = 0; i < values.size(); ++i) {
     if (tensor.dtype == DType::kF32) {
       std::memcpy(&values[i], bytes.data() + 4 * i, 4);
@@ -67,62 +80,75 @@ Result<std::vector<float>> WeightReader::read_floats(const TensorView& tensor) c
       std::memcpy(&code, bytes.data() + 2 * i, 2);
       values[i] = tensor.dtype == DType::kBF16 ? numerics::bf16_to_f32(code) : numerics::f16_to_f32(code);
     }
-    if (!std::isfinite(values[i])) return not_finite(tensor, i, values[i]);
+    if (!std::isfinite(values[i])) return not_finite(tensor, first + i, values[i]);
   }
   return values;
 }
 
-Result<std::vector<uint16_t>> WeightReader::read_bf16(const ModuleSource& source) {
-  QD_TRY(const std::vector<float> values, read_floats(*source.weight));
+Result<std::vector<uint16_t>> WeightReader::read_bf16(const ModuleSource& source, std::optional<layout::Range> rows) {
+  const layout::Range taken = rows.value_or(layout::Range{0, source.n()});
+  QD_TRY(const std::vector<float> values, read_floats(*source.weight, taken));
+  const auto first = static_cast<size_t>(taken.begin * source.k());
   std::vector<uint16_t> codes(values.size());
   int64_t rounded = 0;
   for (size_t i = 0; i < values.size(); ++i) {
     codes[i] = numerics::bf16_from_f32(values[i]);
     const float back = numerics::bf16_to_f32(codes[i]);
-    if (!std::isfinite(back)) return not_finite(*source.weight, i, back);
+    if (!std::isfinite(back)) return not_finite(*source.weight, first + i, back);
     rounded += back != values[i] ? 1 : 0;
   }
   count_weights(rounded);
   return codes;
 }
 
-Result<std::vector<uint16_t>> WeightReader::read_scales(const ModuleSource& source) {
+Result<std::vector<uint16_t>> WeightReader::read_scales(const ModuleSource& source, layout::Range rows) {
   const TensorView& tensor = *source.scale;
-  QD_TRY(const std::vector<float> values, read_floats(tensor));
+  QD_TRY(const std::vector<float> values, read_floats(tensor, rows));
+  const size_t first = static_cast<size_t>(rows.begin) * (values.size() / static_cast<size_t>(rows.size()));
   std::vector<uint16_t> codes(values.size());
   for (size_t i = 0; i < values.size(); ++i) {
     codes[i] = numerics::bf16_from_f32(values[i]);
     const float back = numerics::bf16_to_f32(codes[i]);
     if (back == values[i]) continue;
-    if (!std::isfinite(back)) return not_finite(tensor, i, back);
+    if (!std::isfinite(back)) return not_finite(tensor, first + i, back);
     if (!round_scales_) {
       return make_error(ErrorCode::kUnsupported,
                         "{}: scale {} is {} ({}), which bf16 does not hold exactly; weight scales are bf16: run with "
                         "'--scales round' to round them",
-                        tensor.where(), place_text(tensor, i), values[i], formats::dtype_name(tensor.dtype));
+                        tensor.where(), place_text(tensor, first + i), values[i], formats::dtype_name(tensor.dtype));
     }
     count_scale(values[i], back);
   }
   return codes;
 }
 
-Status WeightReader::read_w4(std::span<const ModuleSource* const> parts, int64_t expert, ThreadPool* pool,
-                             LinearStore* store) {
+Status WeightReader::read_w4(std::span<const ModuleSource* const> parts, const MatrixCut& cut, int64_t expert,
+                             ThreadPool* pool, LinearStore* store) {
   std::vector<std::vector<std::byte>> bytes;
   std::vector<std::vector<uint16_t>> scales;
+  std::vector<prepare::OwnedW4> shards;
+  shards.reserve(parts.size());  // views point into them
   std::vector<prepare::CanonicalW4> canonical;
   for (const ModuleSource* source : parts) {
-    QD_TRY(std::vector<std::byte> codes, read_bytes(*source->weight));
-    QD_TRY(std::vector<uint16_t> scale, read_scales(*source));
+    const layout::Range rows = rows_of(cut, *source);
+    QD_TRY(std::vector<std::byte> codes, read_bytes(*source->weight, rows));
+    QD_TRY(std::vector<uint16_t> scale, read_scales(*source, rows));
     bytes.push_back(std::move(codes));
     scales.push_back(std::move(scale));
     prepare::CanonicalW4 matrix;
-    matrix.n = source->n();
+    matrix.n = rows.size();
     matrix.k = source->k();
     matrix.group_size = source->decision.group_size;
     const bool packed = source->decision.format == formats::WeightFormat::kPackQuantized;
     (packed ? matrix.packed : matrix.codes) = bytes.back().data();
     matrix.scales = scales.back().data();
+    if (cut.columns) {
+      if (auto legal = prepare::check_canonical({&matrix, 1}); !legal) return legal.error().in(source->weight->where());
+      auto shard = prepare::row_parallel_shard(matrix, *cut.columns, channel_);
+      if (!shard) return shard.error().in(source->weight->where());
+      shards.push_back(std::move(*shard));
+      matrix = shards.back().view();
+    }
     canonical.push_back(matrix);
   }
   auto prepared = prepare::prepare_w4(canonical, numerics_, pool);
@@ -134,14 +160,20 @@ Status WeightReader::read_w4(std::span<const ModuleSource* const> parts, int64_t
   return {};
 }
 
-Status WeightReader::read_dense(std::span<const ModuleSource* const> parts, int64_t expert, ThreadPool* pool,
-                                LinearStore* store) {
+Status WeightReader::read_dense(std::span<const ModuleSource* const> parts, const MatrixCut& cut, int64_t expert,
+                                ThreadPool* pool, LinearStore* store) {
   std::vector<std::vector<std::byte>> bytes;
+  std::vector<prepare::OwnedDense> shards;
+  shards.reserve(parts.size());  // views point into them
   std::vector<prepare::CanonicalDense> canonical;
   for (const ModuleSource* source : parts) {
-    QD_TRY(std::vector<std::byte> values, read_bytes(*source->weight));
+    const layout::Range rows = rows_of(cut, *source);
+    QD_TRY(std::vector<std::byte> values, read_bytes(*source->weight, rows));
     bytes.push_back(std::move(values));
-    canonical.push_back({source->n(), source->k(), dense_type(source->weight->dtype), bytes.back().data()});
+    canonical.push_back({rows.size(), source->k(), dense_type(source->weight->dtype), bytes.back().data()});
+    if (!cut.columns) continue;
+    shards.push_back(prepare::row_parallel_shard(canonical.back(), *cut.columns));
+    canonical.back() = shards.back().view();
   }
   auto prepared = prepare::prepare_bf16(canonical, pool);
   if (!prepared) {
@@ -153,16 +185,16 @@ Status WeightReader::read_dense(std::span<const ModuleSource* const> parts, int6
   return {};
 }
 
-Status WeightReader::read_linear(std::span<const ModuleSource* const> parts, int64_t expert, ThreadPool* pool,
-                                 LinearStore* store) {
+Status WeightReader::read_linear(std::span<const ModuleSource* const> parts, const MatrixCut& cut, int64_t expert,
+                                 ThreadPool* pool, LinearStore* store) {
   if (parts[0]->quantised()) {
-    QD_TRY_STATUS(read_w4(parts, expert, pool, store));
+    QD_TRY_STATUS(read_w4(parts, cut, expert, pool, store));
   } else {
-    QD_TRY_STATUS(read_dense(parts, expert, pool, store));
+    QD_TRY_STATUS(read_dense(parts, cut, expert, pool, store));
   }
-  if (parts[0]->bias == nullptr) return {};
+  if (parts[0]->bias == nullptr || !cut.takes_bias) return {};
   QD_CHECK(parts.size() == 1 && expert == 0, "a bias belongs to a single matrix");
-  QD_TRY(store->bias, read_floats(*parts[0]->bias));
+  QD_TRY(store->bias, read_floats(*parts[0]->bias, rows_of(cut, *parts[0])));
   return {};
 }
 

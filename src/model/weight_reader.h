@@ -5,41 +5,59 @@
 
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "core/result.h"
 #include "core/thread_pool.h"
+#include "layout/shard_plan.h"
 #include "model/inventory.h"
 #include "model/weights.h"
+#include "prepare/shard.h"
 
 namespace quadrille::model {
 
+// What one rank takes of a module's matrix.
+struct MatrixCut {
+  std::optional<layout::Range> rows;      // column-parallel; none: all
+  std::optional<layout::KShard> columns;  // row-parallel; none: all
+  bool takes_bias = true;                 // the rows' part of it; of a row-parallel module: rank 0 alone
+};
+
 class WeightReader {
  public:
-  WeightReader(kernels::Numerics numerics, bool round_scales) : numerics_(numerics), round_scales_(round_scales) {}
+  // `channel`: over which groups `vllm` takes the channel scale of a row-parallel matrix.
+  WeightReader(kernels::Numerics numerics, bool round_scales, prepare::ChannelScale channel)
+      : numerics_(numerics), round_scales_(round_scales), channel_(channel) {}
 
-  // Stacks the rows of `parts` (one module; or gate and up, decided alike) into matrix `expert` of `store`, which has
-  // room for it. `pool` may be null. Errors: kInvalidData (NaN, infinity, a code outside -8..7, a file that shrank),
-  // kUnsupported (a scale that bf16 does not hold, without round_scales): each names file, tensor and place.
-  Status read_linear(std::span<const ModuleSource* const> parts, int64_t expert, ThreadPool* pool, LinearStore* store);
-  // A vector or matrix as bf16, row-major.
-  Result<std::vector<uint16_t>> read_bf16(const ModuleSource& source);
+  // Stacks the rows of `parts` (one module; or gate and up, decided alike and cut each for itself) into matrix `expert`
+  // of `store`, which has room for it. Of a cut by rows only those are read; of a cut by columns everything, because
+  // the pieces of its rows are smaller than what a disk reads. `pool` may be null. Errors: kInvalidData (NaN, infinity,
+  // a code outside -8..7, a file that shrank), kUnsupported (a scale that bf16 does not hold, without round_scales):
+  // each names file, tensor and place.
+  Status read_linear(std::span<const ModuleSource* const> parts, const MatrixCut& cut, int64_t expert, ThreadPool* pool,
+                     LinearStore* store);
+  // A vector or matrix as bf16, row-major; `rows` of it where given.
+  Result<std::vector<uint16_t>> read_bf16(const ModuleSource& source, std::optional<layout::Range> rows = {});
 
   // What was rounded on the way: lines for a report, or nothing.
   std::vector<std::string> notes() const;
 
  private:
-  Status read_w4(std::span<const ModuleSource* const> parts, int64_t expert, ThreadPool* pool, LinearStore* store);
-  Status read_dense(std::span<const ModuleSource* const> parts, int64_t expert, ThreadPool* pool, LinearStore* store);
-  Result<std::vector<uint16_t>> read_scales(const ModuleSource& source);
-  Result<std::vector<float>> read_floats(const formats::TensorView& tensor) const;
+  Status read_w4(std::span<const ModuleSource* const> parts, const MatrixCut& cut, int64_t expert, ThreadPool* pool,
+                 LinearStore* store);
+  Status read_dense(std::span<const ModuleSource* const> parts, const MatrixCut& cut, int64_t expert, ThreadPool* pool,
+                    LinearStore* store);
+  Result<std::vector<uint16_t>> read_scales(const ModuleSource& source, layout::Range rows);
+  Result<std::vector<float>> read_floats(const formats::TensorView& tensor, layout::Range rows) const;
   void count_scale(float value, float rounded);
   void count_weights(int64_t rounded);
 
   const kernels::Numerics numerics_;
   const bool round_scales_;
+  const prepare::ChannelScale channel_;
   mutable std::mutex mutex_;  // guards the counts
   int64_t rounded_scales_ = 0;
   int64_t rounded_weights_ = 0;

@@ -7,10 +7,12 @@
 namespace quadrille::model {
 namespace {
 
-moe::GatedMlp mlp_view(const MlpStore& store, int64_t hidden, int64_t width) {
+moe::GatedMlp mlp_view(const MlpStore& store, int64_t hidden) {
   moe::GatedMlp mlp;
   mlp.hidden = hidden;
-  mlp.width = width;
+  mlp.width = store.width;
+  mlp.down_offset = store.down_offset;
+  mlp.down_k = store.down.k;
   mlp.gate_up = store.gate_up.view();
   mlp.down = store.down.view();
   return mlp;
@@ -20,8 +22,8 @@ moe::MoeLayer moe_view(const LayerStore& layer, const ModelConfig& config) {
   moe::MoeLayer moe;
   moe.rule = config.router;
   moe.router_weight = layer.router.data();
-  moe.experts = mlp_view(layer.experts, config.hidden_size, config.expert_width);
-  if (config.shared_width > 0) moe.shared = mlp_view(layer.shared, config.hidden_size, config.shared_width);
+  moe.experts = mlp_view(layer.experts, config.hidden_size);
+  if (config.shared_width > 0) moe.shared = mlp_view(layer.shared, config.hidden_size);
   if (!layer.shared_gate.empty()) moe.shared_gate_weight = layer.shared_gate.data();
   const Status legal = check_layer(moe);
   QD_CHECK(legal.ok(), legal.ok() ? "" : legal.error().message);
@@ -55,7 +57,7 @@ LayerView layer_view(LayerStore* layer, const ModelConfig& config, bool is_moe) 
   if (is_moe) {
     view.feed_forward = moe_view(*layer, config);
   } else {
-    view.feed_forward = mlp_view(layer->dense, config.hidden_size, config.dense_width);
+    view.feed_forward = mlp_view(layer->dense, config.hidden_size);
   }
   return view;
 }

@@ -37,6 +37,8 @@ struct LinearStore {
 
 struct MlpStore {
   LinearStore gate_up, down;
+  int64_t width = 0;        // columns that this rank holds; one rank: all
+  int64_t down_offset = 0;  // zeros in front of them in a row of down's input (moe::GatedMlp)
   uint64_t bytes() const { return gate_up.bytes() + down.bytes(); }
 };
 

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "core/check.h"
+#include "moe/row_parallel.h"
 #include "numerics/elementwise.h"
 #include "numerics/silu.h"
 
@@ -40,9 +41,9 @@ class Watch {
   bool rounds_;
 };
 
-// GEMM1, activation, GEMM2 over grouped rows: out [slots, hidden].
-void run_grouped(const GatedMlp& mlp, LinearInput* input, const kernels::GroupedRows& rows, const Execution& execution,
-                 const Watch& watch, float* out) {
+// GEMM1, activation, GEMM2 over grouped rows: out [slots, hidden]; with ranks the partial rows of this one, in fp32.
+Status run_grouped(const GatedMlp& mlp, LinearInput* input, const kernels::GroupedRows& rows,
+                   const Execution& execution, const Watch& watch, float* out) {
   Arena* scratch = execution.kernels.scratch;
   const int64_t num_slots = rows.offsets[rows.num_experts];
   const int64_t columns = linear_n(mlp.gate_up);
@@ -55,11 +56,18 @@ void run_grouped(const GatedMlp& mlp, LinearInput* input, const kernels::Grouped
   apply_activation(mlp.activation, gate_up, num_slots, mlp.width, execution, hidden);
   watch.values("act", hidden, num_slots, mlp.width, true);
 
-  LinearInput second(hidden, num_slots, mlp.width);
-  apply_linear(mlp.down, &second, {rows.num_experts, rows.offsets, nullptr}, OutputRounding::kAsExecution, execution,
-               out);
+  QD_TRY(LinearInput second, row_parallel_input(mlp.down, {hidden, num_slots, mlp.width, mlp.down_offset}, execution));
+  const bool is_partial = execution.is_split();
+  apply_linear(row_parallel_part(mlp.down, execution), &second, {rows.num_experts, rows.offsets, nullptr},
+               is_partial ? OutputRounding::kNone : OutputRounding::kAsExecution, execution, out);
   watch.quantised("a2", "a2_scale", second);
-  watch.values("gemm2_out", out, num_slots, mlp.hidden, true);
+  watch.values("gemm2_out", out, num_slots, mlp.hidden, !is_partial);
+  return {};
+}
+
+Status run_grouped_mlp(const GatedMlp& mlp, LinearInput* input, const Execution& execution, float* out) {
+  const int64_t offsets[2] = {0, input->num_rows()};
+  return run_grouped(mlp, input, {1, offsets, nullptr}, execution, Watch(nullptr, execution), out);
 }
 
 // x' = rounded(w * x) for each slot: the router weight on the input.
@@ -81,17 +89,17 @@ struct SharedOutput {
   const float* gate = nullptr;  // [num_tokens]
 };
 
-SharedOutput run_shared(const MoeLayer& layer, LinearInput* input, const Execution& execution) {
-  if (!layer.shared) return {};
+Result<SharedOutput> run_shared(const MoeLayer& layer, LinearInput* input, const Execution& execution) {
+  if (!layer.shared) return SharedOutput{};
   const int64_t num_tokens = input->num_rows();
   float* rows = execution.kernels.scratch->take<float>(num_tokens * layer.shared->hidden);
-  run_mlp(*layer.shared, input, execution, rows);
-  if (layer.shared_gate_weight == nullptr) return {rows, nullptr};
+  QD_TRY_STATUS(run_grouped_mlp(*layer.shared, input, execution, rows));
+  if (layer.shared_gate_weight == nullptr) return SharedOutput{rows, nullptr};
   float* gate = execution.kernels.scratch->take<float>(num_tokens);
   execution.table->router_logits({num_tokens, 1, layer.shared->hidden, input->x(), layer.shared_gate_weight, gate},
                                  execution.kernels);
   for (int64_t t = 0; t < num_tokens; ++t) gate[t] = numerics::sigmoid(gate[t]);
-  return {rows, gate};
+  return SharedOutput{rows, gate};
 }
 
 Status check_linear(const Linear& linear, const char* name, int64_t n, int64_t k, int64_t num_experts) {
@@ -122,7 +130,12 @@ Status check_mlp(const GatedMlp& mlp, int64_t num_experts) {
   QD_TRY_STATUS(check_activation(mlp.activation));
   const int64_t columns = mlp.activation.gated() ? 2 * mlp.width : mlp.width;
   QD_TRY_STATUS(check_linear(mlp.gate_up, "gate_up", columns, mlp.hidden, num_experts));
-  return check_linear(mlp.down, "down", mlp.hidden, mlp.width, num_experts);
+  const int64_t down_k = mlp.down_k == 0 ? mlp.width : mlp.down_k;
+  if (mlp.down_offset < 0 || mlp.down_offset + mlp.width > down_k) {
+    return make_error(ErrorCode::kInvalidArgument, "layer: down: {} columns from {} on do not fit into a row of {}",
+                      mlp.width, mlp.down_offset, down_k);
+  }
+  return check_linear(mlp.down, "down", mlp.hidden, down_k, num_experts);
 }
 
 Status check_layer(const MoeLayer& layer) {
@@ -168,14 +181,14 @@ Status run_layer(const MoeLayer& layer, const float* x, int64_t num_tokens, cons
   const kernels::GroupedRows rows{layer.rule.num_experts, plan.offsets.data(),
                                   weight_on_input ? nullptr : plan.token_of_slot.data()};
   float* gemm2 = scratch->take<float>(plan.num_slots() * hidden);
-  run_grouped(layer.experts, first, rows, execution, watch, gemm2);
+  QD_TRY_STATUS(run_grouped(layer.experts, first, rows, execution, watch, gemm2));
   watch.quantised("a1", "a1_scale", *first);
-  const SharedOutput shared = run_shared(layer, &input, execution);
+  QD_TRY(const SharedOutput shared, run_shared(layer, &input, execution));
 
   if (num_tokens > 0) {
     const std::vector<float> ones(weight_on_input ? num_tokens * top_k : 0, 1.0f);
     kernels::Combine problem;
-    problem.rounding = execution.rounding;
+    problem.rounding = execution.is_split() ? Rounding::kF32 : execution.rounding;  // else rounded after the sum
     problem.num_tokens = num_tokens;
     problem.top_k = top_k;
     problem.width = hidden;
@@ -186,14 +199,15 @@ Status run_layer(const MoeLayer& layer, const float* x, int64_t num_tokens, cons
     problem.shared_gate = shared.gate;
     problem.out = out;
     execution.table->combine(problem, execution.kernels);
+    QD_TRY_STATUS(sum_over_ranks(execution, out, num_tokens * hidden));
   }
   watch.values("out", out, num_tokens, hidden, true);
   return {};
 }
 
-void run_mlp(const GatedMlp& mlp, LinearInput* input, const Execution& execution, float* out) {
-  const int64_t offsets[2] = {0, input->num_rows()};
-  run_grouped(mlp, input, {1, offsets, nullptr}, execution, Watch(nullptr, execution), out);
+Status run_mlp(const GatedMlp& mlp, LinearInput* input, const Execution& execution, float* out) {
+  QD_TRY_STATUS(run_grouped_mlp(mlp, input, execution, out));
+  return sum_over_ranks(execution, out, input->num_rows() * mlp.hidden);
 }
 
 }  // namespace quadrille::moe

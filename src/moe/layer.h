@@ -16,13 +16,16 @@
 namespace quadrille::moe {
 
 // gate_up has N = 2 * width rows: the gate rows, then the up rows; N = width where the activation is not gated. down
-// has N = hidden, K = width.
+// has N = hidden, K = width. Of a tensor-parallel shard, width is what this rank holds, and a row of down's input has
+// down_offset zeros, the width values, and zeros up to down's K.
 struct GatedMlp {
   int64_t hidden = 0;
   int64_t width = 0;
   kernels::ActivationRule activation;
   Linear gate_up;
   Linear down;
+  int64_t down_offset = 0;
+  int64_t down_k = 0;  // 0: width
 };
 
 struct MoeLayer {
@@ -41,7 +44,8 @@ Status check_mlp(const GatedMlp& mlp, int64_t num_experts = 1);
 Status check_activation(const kernels::ActivationRule& rule);
 
 // A stage's tensor, valid during the call. The names are a1, a1_scale, expert_first_token_offset, inv_permuted_idx,
-// permuted_idx, gemm1_out, act, a2, a2_scale, gemm2_out, out (routed experts only; the a's where they are W4A8).
+// permuted_idx, gemm1_out, act, a2, a2_scale, gemm2_out, out (routed experts only; the a's where they are W4A8). With
+// ranks gemm1_out, act and a2 are the columns of this rank, gemm2_out its partial rows, out the whole output.
 enum class StageType {
   kF32,
   kBf16InF32,  // fp32 in memory; the stage's values are these rounded to bf16
@@ -73,12 +77,13 @@ void route(const MoeLayer& layer, const float* x, int64_t num_tokens, const Exec
 
 // out [num_tokens, hidden] = the layer's output for x [num_tokens, hidden] and the given routes. `x` is already rounded
 // in round bf16. Scratch comes from the execution's arena and stays taken. Zero tokens and empty experts are fine.
-// Errors: kInvalidArgument for an id outside of the experts.
+// With ranks `layer` is this rank's shard; every rank calls it with the same x and routes, and gets the same output.
+// Errors: kInvalidArgument for an id outside of the experts; those of the communicator.
 Status run_layer(const MoeLayer& layer, const float* x, int64_t num_tokens, const Routes& routes,
                  const Execution& execution, float* out, LayerObserver* observer = nullptr);
 
 // The gated feed-forward of one expert: out [num_rows, hidden], rounded as a GEMM2 row is. `input` may be shared with
-// other layers that read the same rows.
-void run_mlp(const GatedMlp& mlp, LinearInput* input, const Execution& execution, float* out);
+// other layers that read the same rows. With ranks as run_layer(). Errors: those of the communicator.
+Status run_mlp(const GatedMlp& mlp, LinearInput* input, const Execution& execution, float* out);
 
 }  // namespace quadrille::moe

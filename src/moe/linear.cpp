@@ -46,10 +46,12 @@ void apply(const Bf16Linear& linear, LinearInput* input, const kernels::GroupedR
 
 void LinearInput::quantise(const Execution& execution) {
   if (act_ != nullptr) return;
-  act_ = execution.kernels.scratch->take<uint8_t>(num_rows_ * k_);
-  act_scale_ = execution.kernels.scratch->take<float>(num_rows_);
+  uint8_t* act = execution.kernels.scratch->take<uint8_t>(num_rows_ * k_);
+  float* act_scale = execution.kernels.scratch->take<float>(num_rows_);
+  act_ = act;
+  act_scale_ = act_scale;
   if (num_rows_ == 0) return;
-  execution.table->quantize_rows({num_rows_, k_, x_, act_, act_scale_}, execution.kernels);
+  execution.table->quantize_rows({num_rows_, k_, x_, act, act_scale}, execution.kernels);
 }
 
 void apply_linear(const Linear& linear, LinearInput* input, const kernels::GroupedRows& rows, OutputRounding rounding,

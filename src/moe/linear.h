@@ -9,7 +9,17 @@
 #include "kernels/api/problems.h"
 #include "kernels/api/table.h"
 
+namespace quadrille::parallel {
+class Communicator;
+}
+
 namespace quadrille::moe {
+
+// Which scale a quantised row has that is split over ranks (docs/numerics.md section 6).
+enum class SplitScale {
+  kAgreed,  // of the absmax over all ranks: codes and scales are those of one rank (the contract)
+  kLocal,   // of the absmax over the columns of each rank: no exchange; what other engines do
+};
 
 // With what a layer is computed. Passed along, never stored globally.
 struct Execution {
@@ -17,6 +27,12 @@ struct Execution {
   kernels::KernelContext kernels;
   kernels::Numerics numerics = kernels::Numerics::kExact;
   kernels::Rounding rounding = kernels::Rounding::kBf16;
+  // The tensor-parallel ranks that hold the other columns of row-parallel layers; null or one rank: layers are whole.
+  // Every rank then runs the same layers over the same rows.
+  parallel::Communicator* ranks = nullptr;
+  SplitScale split_scale = SplitScale::kAgreed;
+
+  bool is_split() const;  // more than one rank
 };
 
 // `num_experts` matrices of the same shape; a plain layer has one.
@@ -50,6 +66,9 @@ class LinearInput {
  public:
   // x [num_rows, k]; must stay until the last layer has read it.
   LinearInput(const float* x, int64_t num_rows, int64_t k) : x_(x), num_rows_(num_rows), k_(k) {}
+  // Quantised already: act [num_rows, k], act_scale [num_rows]. For W4A8 layers alone.
+  LinearInput(const uint8_t* act, const float* act_scale, int64_t num_rows, int64_t k)
+      : num_rows_(num_rows), k_(k), act_(act), act_scale_(act_scale) {}
 
   const float* x() const { return x_; }
   int64_t num_rows() const { return num_rows_; }
@@ -60,10 +79,10 @@ class LinearInput {
   const float* act_scale() const { return act_scale_; }  // [num_rows]
 
  private:
-  const float* x_;
+  const float* x_ = nullptr;
   int64_t num_rows_, k_;
-  uint8_t* act_ = nullptr;
-  float* act_scale_ = nullptr;
+  const uint8_t* act_ = nullptr;
+  const float* act_scale_ = nullptr;
 };
 
 enum class OutputRounding {

@@ -198,7 +198,7 @@ TEST(LayerForms, AllRoutesElsewhere) {
       const Execution execution{*kernels::select_table(table), {&pool, &scratch}, form.numerics, Rounding::kBf16};
       LinearInput input(shared.x.data(), kTokens, kHidden);
       std::vector<float> alone(static_cast<size_t>(kTokens * kHidden));
-      run_mlp(*shared.layer.shared, &input, execution, alone.data());
+      ASSERT_TRUE(run_mlp(*shared.layer.shared, &input, execution, alone.data()));
       EXPECT_EQ(shared.run(table, Rounding::kBf16, form.numerics), alone) << table << " " << form_name(form);
     }
   }

@@ -148,7 +148,7 @@ TEST(MaskedLayer, EqualScalesGiveTheRowsOfTheOrdinaryForm) {
     const Execution execution{*kernels::select_table(table), {&pool, &scratch}, Numerics::kExact, Rounding::kBf16};
     LinearInput input(x.data(), 6, 256);
     std::vector<float> expected(x.size());
-    run_mlp(sample.experts.view(), &input, execution, expected.data());
+    ASSERT_TRUE(run_mlp(sample.experts.view(), &input, execution, expected.data()));
     EXPECT_EQ(sample.run(table, Rounding::kBf16), expected) << table;
   }
 }
