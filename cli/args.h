@@ -10,6 +10,10 @@
 #include "engine/request.h"
 #include "kernels/api/problems.h"
 
+namespace quadrille::parallel {
+class Communicator;
+}
+
 namespace quadrille::cli {
 
 struct ModelOptions {
@@ -23,6 +27,9 @@ struct ModelOptions {
   std::string scales = "keep";
   int64_t cache_tokens = 0;  // 0: what the command needs
   bool quiet = false;
+  int tp = 1;  // ranks (ranks.h)
+  std::string split_scales = "agreed";
+  parallel::Communicator* ranks = nullptr;  // of this rank, set by run_on_ranks(); null: one rank
 
   kernels::Numerics numerics_value() const;
   kernels::Rounding rounding_value() const;

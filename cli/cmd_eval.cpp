@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/eval_accuracy.h"
 #include "cli/json_output.h"
+#include "cli/ranks.h"
 #include "cli/signals.h"
 
 namespace quadrille::cli {
@@ -19,7 +20,7 @@ Status print_report(Console& console, const EvalOptions& options, const Report& 
                   report.settings["kernels"].template get<std::string>());
     console.write(report_text(report));
   }
-  if (!options.json.empty()) QD_TRY_STATUS(write_json(console, options.json, report_json(report)));
+  if (!options.json.empty() && !console.muted()) QD_TRY_STATUS(write_json(console, options.json, report_json(report)));
   if (interrupted()) return interrupted_error("eval");
   return {};
 }
@@ -28,12 +29,16 @@ Status run_eval(Console& console, const EvalOptions& options) {
   if (options.prompt.shots > 0 && options.shots_data.empty()) {
     throw CLI::ValidationError("--shots", "needs --shots-data FILE, which the examples are taken from");
   }
-  if (options.task == "perplexity") {
-    QD_TRY(const PerplexityReport report, eval_perplexity(console, options));
-    return print_report(console, options, report);
-  }
-  QD_TRY(const AccuracyReport report, eval_accuracy(console, options));
-  return print_report(console, options, report);
+  return run_on_ranks(console, options.model, [&](Console& own_console, const ModelOptions& model) -> Status {
+    EvalOptions own = options;
+    own.model = model;
+    if (own.task == "perplexity") {
+      QD_TRY(const PerplexityReport report, eval_perplexity(own_console, own));
+      return print_report(own_console, own, report);
+    }
+    QD_TRY(const AccuracyReport report, eval_accuracy(own_console, own));
+    return print_report(own_console, own, report);
+  });
 }
 
 }  // namespace
@@ -46,6 +51,7 @@ void add_eval(CLI::App& program, std::vector<Command>& commands) {
       ->check(CLI::IsMember({"gsm8k", "mmlu-pro", "perplexity"}))
       ->type_name("");
   add_model_options(*app, options->model);
+  add_rank_options(*app, options->model);
   app->add_option("--data", options->data, "JSONL in the published layout; perplexity: text, or JSONL with 'text'")
       ->required()
       ->type_name("FILE");

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <span>
 
 #include "cli/commands.h"
 #include "cli/load_model.h"
 #include "cli/progress.h"
+#include "cli/ranks.h"
 #include "cli/signals.h"
 #include "formats/json.h"
 #include "formats/safetensors_writer.h"
@@ -73,14 +75,14 @@ Status check_sequences(const std::string& path, const Sequences& sequences, cons
   return {};
 }
 
-// One sequence in chunks: its logits [tokens, vocab] are appended to tensor `name`.
+// One sequence in chunks: its logits [tokens, vocab] are appended to tensor `name` (no writer: a rank above 0).
 Status run_sequence(model::Model& model, std::span<const int32_t> ids, const std::string& name,
-                    formats::SafetensorsWriter& writer) {
+                    formats::SafetensorsWriter* writer, parallel::Communicator* ranks) {
   std::vector<int32_t> pages(static_cast<size_t>(model.num_pages()));
   std::iota(pages.begin(), pages.end(), 0);
   std::vector<float> logits;
   for (size_t begin = 0; begin < ids.size(); begin += kChunk) {
-    if (interrupted()) return interrupted_error("logits");
+    if (any_rank(ranks, interrupted())) return interrupted_error("logits");
     const size_t count = std::min<size_t>(kChunk, ids.size() - begin);
     std::vector<int32_t> positions(count), rows(count);
     const std::vector<int32_t> sequences(count, 0);
@@ -94,7 +96,7 @@ Status run_sequence(model::Model& model, std::span<const int32_t> ids, const std
                            .page_table_stride = static_cast<int64_t>(pages.size()),
                            .logit_rows = rows};
     QD_TRY_STATUS(model.run(step, logits));
-    QD_TRY_STATUS(writer.append(name, std::as_bytes(std::span(logits))));
+    if (writer != nullptr) QD_TRY_STATUS(writer->append(name, std::as_bytes(std::span(logits))));
   }
   return {};
 }
@@ -118,16 +120,20 @@ Status run_logits(Console& console, const LogitsOptions& options) {
   const std::map<std::string, std::string> metadata = {{"numerics", numerics_name(model.numerics())},
                                                        {"round", rounding_name(model.rounding())},
                                                        {"kernels", model.table().name}};
-  QD_TRY(formats::SafetensorsWriter writer, formats::SafetensorsWriter::create(options.out, tensors, metadata));
+  std::optional<formats::SafetensorsWriter> writer;
+  if (!console.muted()) {
+    QD_TRY(formats::SafetensorsWriter created, formats::SafetensorsWriter::create(options.out, tensors, metadata));
+    writer.emplace(std::move(created));
+  }
   Progress progress(console, "logits", "tokens", options.model.quiet);
   int64_t done = 0;
   for (size_t i = 0; i < sequences.size(); ++i) {
     progress.update(done, total);
-    QD_TRY_STATUS(run_sequence(model, sequences[i], tensors[i].name, writer));
+    QD_TRY_STATUS(run_sequence(model, sequences[i], tensors[i].name, writer ? &*writer : nullptr, loaded.ranks));
     done += static_cast<int64_t>(sequences[i].size());
   }
   progress.finish();
-  QD_TRY_STATUS(writer.finish());
+  if (writer) QD_TRY_STATUS(writer->finish());
   console.print("{}: logits of {} sequences, {} tokens ({})\n", options.out, sequences.size(), total,
                 settings_text(loaded));
   return {};
@@ -139,11 +145,19 @@ void add_logits(CLI::App& program, std::vector<Command>& commands) {
   auto* app = program.add_subcommand("logits", "Logits of every position of given token sequences");
   auto options = std::make_shared<LogitsOptions>();
   add_model_options(*app, options->model);
+  add_rank_options(*app, options->model);
   app->add_option("--ids", options->ids, "JSON: {\"sequences\": [[id, ...], ...]}")->required()->type_name("FILE");
   app->add_option("--out", options->out, "safetensors: logits.I, F32 [tokens, vocabulary]")
       ->required()
       ->type_name("FILE");
-  commands.push_back({app, [options](Console& console) { return run_logits(console, *options); }});
+  commands.push_back({app, [options](Console& console) {
+                        return run_on_ranks(console, options->model,
+                                            [&](Console& own_console, const ModelOptions& model) {
+                                              LogitsOptions own = *options;
+                                              own.model = model;
+                                              return run_logits(own_console, own);
+                                            });
+                      }});
 }
 
 }  // namespace quadrille::cli

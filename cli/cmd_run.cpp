@@ -13,6 +13,7 @@
 #include "cli/json_output.h"
 #include "cli/line_reader.h"
 #include "cli/load_model.h"
+#include "cli/ranks.h"
 #include "cli/signals.h"
 #include "cli/text_model.h"
 #include "formats/json.h"
@@ -35,9 +36,6 @@ struct RunOptions {
 Result<std::string> read_prompt(const RunOptions& options) {
   if (options.has_prompt) return options.prompt;
   if (!options.prompt_file.empty() && options.prompt_file != "-") return formats::read_text_file(options.prompt_file);
-  if (options.prompt_file.empty() && ::isatty(STDIN_FILENO) == 1) {
-    throw CLI::ValidationError("PROMPT", "give a prompt: as an argument, with --prompt-file, or on stdin");
-  }
   QD_TRY(std::string text, read_all(STDIN_FILENO));
   if (text.ends_with('\n')) text.pop_back();
   return text;
@@ -95,7 +93,7 @@ Status print_json(Console& console, const RunOptions& options, const LoadedModel
 }
 
 Status run_prompt(Console& console, const RunOptions& options) {
-  QD_TRY(const std::string prompt, read_prompt(options));
+  QD_TRY(const std::string prompt, text_of_rank_0(options.model.ranks, [&] { return read_prompt(options); }));
   QD_TRY(const TextModel text, TextModel::load(options.model.folder));
   QD_TRY(auto ids, encode_prompt(text, options, prompt));
   const auto prompt_tokens = static_cast<int64_t>(ids.size());
@@ -104,7 +102,7 @@ Status run_prompt(Console& console, const RunOptions& options) {
   QD_TRY(const LoadedModel loaded, load_model(console, options.model, positions));
   engine::Engine engine(*loaded.model, {}, text.text_streams());
   QD_TRY(const Answer answer, generate(engine, make_request(std::move(ids), options, text, *loaded.model),
-                                       stream_to(console, !options.as_json)));
+                                       stream_to(console, !options.as_json), loaded.ranks));
   if (options.as_json) {
     QD_TRY_STATUS(print_json(console, options, loaded, answer, engine.metrics(), prompt_tokens));
   } else {
@@ -120,11 +118,11 @@ Status run_prompt(Console& console, const RunOptions& options) {
 
 // Streams one problem; true when its answer is right.
 Result<bool> show_problem(Console& console, engine::Engine& engine, engine::Request request, const Problem& problem,
-                          const std::string& heading) {
+                          const std::string& heading, parallel::Communicator* ranks) {
   const std::string question = problem.options.empty() ? problem.question : question_text(problem);
   console.print("{} {}\n\n", heading, question);
   console.flush();
-  QD_TRY(const Answer answer, generate(engine, std::move(request), stream_to(console, true)));
+  QD_TRY(const Answer answer, generate(engine, std::move(request), stream_to(console, true), ranks));
   const ExtractedAnswer found =
       problem.options.empty() ? extract_number(answer.text) : extract_letter(answer.text, problem.options.size());
   const bool is_right = found.value == problem.expected;
@@ -149,11 +147,11 @@ Status run_problems(Console& console, const RunOptions& options) {
   QD_TRY(const LoadedModel loaded, load_model(console, options.model, positions));
   engine::Engine engine(*loaded.model, {}, text.text_streams());
   int64_t right = 0, shown = 0;
-  for (size_t i = 0; i < problems.size() && !interrupted() && !console.closed(); ++i) {
+  for (size_t i = 0; i < problems.size() && !any_rank(loaded.ranks, interrupted() || console.closed()); ++i) {
     engine::Request request = make_request(std::move(prompts[i]), options, text, *loaded.model);
     if (options.raw || !text.has_chat_template()) request.stop_strings = plain_stop_strings();
     QD_TRY(const bool is_right, show_problem(console, engine, std::move(request), problems[i],
-                                             fmt::format("[{}/{}]", i + 1, problems.size())));
+                                             fmt::format("[{}/{}]", i + 1, problems.size()), loaded.ranks));
     right += is_right ? 1 : 0;
     ++shown;
   }
@@ -163,7 +161,15 @@ Status run_problems(Console& console, const RunOptions& options) {
 }
 
 Status run_run(Console& console, const RunOptions& options) {
-  return options.problems.empty() ? run_prompt(console, options) : run_problems(console, options);
+  const bool reads_stdin = options.problems.empty() && !options.has_prompt && options.prompt_file.empty();
+  if (reads_stdin && ::isatty(STDIN_FILENO) == 1) {
+    throw CLI::ValidationError("PROMPT", "give a prompt: as an argument, with --prompt-file, or on stdin");
+  }
+  return run_on_ranks(console, options.model, [&](Console& own_console, const ModelOptions& model) {
+    RunOptions own = options;
+    own.model = model;
+    return own.problems.empty() ? run_prompt(own_console, own) : run_problems(own_console, own);
+  });
 }
 
 }  // namespace
@@ -172,6 +178,7 @@ void add_run(CLI::App& program, std::vector<Command>& commands) {
   auto* app = program.add_subcommand("run", "Answer one prompt, or word problems from a file");
   auto options = std::make_shared<RunOptions>();
   add_model_options(*app, options->model);
+  add_rank_options(*app, options->model);
   auto* prompt = app->add_option("PROMPT", options->prompt, "The prompt; stdin when there is none")->type_name("");
   auto* file = app->add_option("--prompt-file", options->prompt_file, "Read the prompt from FILE ('-': stdin)")
                    ->type_name("FILE")

@@ -43,7 +43,7 @@ Console::Console() {
 }
 
 void Console::write(std::string_view text) {
-  if (closed_ || write_errno_ != 0) return;
+  if (closed_ || muted_ || write_errno_ != 0) return;
   buffer_ += text;
   if (buffer_.size() > (size_t{1} << 16)) flush();
 }
@@ -69,11 +69,13 @@ Status Console::finish() {
 }
 
 void Console::note(std::string_view line) {
+  if (muted_) return;
   if (has_status_line_) status_line("");
   write_all(STDERR_FILENO, fmt::format("{}\n", line));
 }
 
 void Console::status_line(std::string_view line) {
+  if (muted_) return;
   write_all(STDERR_FILENO, fmt::format("\r\033[K{}", line));
   has_status_line_ = !line.empty();
 }

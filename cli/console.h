@@ -30,6 +30,11 @@ class Console {
   // Flushes; an error when stdout took less than was written (a full disk). A closed pipe is no error.
   Status finish();
 
+  // Drops everything from now on: ranks above 0.
+  void mute() { muted_ = true; }
+  void unmute() { muted_ = false; }
+  bool muted() const { return muted_; }
+
   // One line to stderr. A progress bar that is on the line is wiped first.
   void note(std::string_view line);
   void warn(std::string_view text) { note(fmt::format("quadrille: warning: {}", text)); }
@@ -37,8 +42,8 @@ class Console {
   // Replaces the last line of the terminal on stderr; "" wipes it. Only where stderr_is_terminal().
   void status_line(std::string_view line);
 
-  bool stdout_is_terminal() const { return stdout_is_terminal_; }
-  bool stderr_is_terminal() const { return stderr_is_terminal_; }
+  bool stdout_is_terminal() const { return stdout_is_terminal_ && !muted_; }
+  bool stderr_is_terminal() const { return stderr_is_terminal_ && !muted_; }
   int stderr_columns() const;
 
   // Hands warnings of the library to warn(); notes too when `verbose`. The console must outlive the sink.
@@ -47,6 +52,7 @@ class Console {
  private:
   std::string buffer_;
   bool closed_ = false;
+  bool muted_ = false;
   int write_errno_ = 0;
   bool has_status_line_ = false;
   bool stdout_is_terminal_ = false;

@@ -81,13 +81,16 @@ Result<std::vector<AnswerRecord>> answer_all(Console& console, const EvalOptions
   std::map<size_t, AnswerRecord> records;
   Score so_far;
   const auto total = static_cast<int64_t>(problems.size());
-  QD_TRY_STATUS(generate_all(engine, std::move(requests), options.batch, [&](size_t index, const Answer& answer) {
-    AnswerRecord record = score(problems[index], answer);
-    so_far.add(record.correct);
-    records.emplace(index, std::move(record));
-    progress.update(so_far.count, total, fmt::format("{:.1f} % right", 100 * so_far.accuracy()));
-    return true;
-  }));
+  QD_TRY_STATUS(generate_all(
+      engine, std::move(requests), options.batch,
+      [&](size_t index, const Answer& answer) {
+        AnswerRecord record = score(problems[index], answer);
+        so_far.add(record.correct);
+        records.emplace(index, std::move(record));
+        progress.update(so_far.count, total, fmt::format("{:.1f} % right", 100 * so_far.accuracy()));
+        return true;
+      },
+      options.model.ranks));
   std::vector<AnswerRecord> sorted;
   sorted.reserve(records.size());
   for (auto& [index, record] : records) sorted.push_back(std::move(record));

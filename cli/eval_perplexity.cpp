@@ -72,11 +72,14 @@ Result<PerplexityReport> eval_perplexity(Console& console, const EvalOptions& op
   Progress progress(console, "perplexity", "windows", options.model.quiet);
   std::vector<std::pair<size_t, PerplexityReport::Window>> scored;
   const auto start = std::chrono::steady_clock::now();
-  QD_TRY_STATUS(generate_all(engine, std::move(requests), options.batch, [&](size_t index, const Answer& answer) {
-    scored.emplace_back(index, score(answer));
-    progress.update(static_cast<int64_t>(scored.size()), report.total_windows);
-    return true;
-  }));
+  QD_TRY_STATUS(generate_all(
+      engine, std::move(requests), options.batch,
+      [&](size_t index, const Answer& answer) {
+        scored.emplace_back(index, score(answer));
+        progress.update(static_cast<int64_t>(scored.size()), report.total_windows);
+        return true;
+      },
+      options.model.ranks));
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   progress.finish();
   // Sums in the order of the text, so that the last digit does not depend on what ended first.

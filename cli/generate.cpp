@@ -5,6 +5,7 @@
 #include <iterator>
 #include <map>
 
+#include "cli/ranks.h"
 #include "cli/signals.h"
 #include "core/check.h"
 
@@ -32,12 +33,13 @@ bool was_stopped(const Error& error) {
 
 }  // namespace
 
-Result<Answer> generate(engine::Engine& engine, engine::Request request, const TextSink& sink) {
+Result<Answer> generate(engine::Engine& engine, engine::Request request, const TextSink& sink,
+                        parallel::Communicator* ranks) {
   QD_TRY(const engine::RequestId id, engine.submit(std::move(request)));
   Answer answer;
-  bool is_cancelled = false;
+  bool is_cancelled = false, has_reader = true;
   while (answer.finish == FinishReason::kNone) {
-    if (!is_cancelled && interrupted()) {
+    if (!is_cancelled && any_rank(ranks, interrupted() || !has_reader)) {
       engine.cancel(id);
       is_cancelled = true;
     }
@@ -50,27 +52,23 @@ Result<Answer> generate(engine::Engine& engine, engine::Request request, const T
     QD_TRY(engine::Update update, engine.poll(id));
     if (update.finish == FinishReason::kError) return error_of(update);
     QD_CHECK(*stepped || update.finish != FinishReason::kNone, "the engine is idle, and a request is not finished");
-    const bool wants_more = !sink || update.text.empty() || is_cancelled || sink(update.text);
+    if (sink && !update.text.empty() && !is_cancelled) has_reader = sink(update.text) && has_reader;
     append(&answer, std::move(update));
-    if (!wants_more) {
-      engine.cancel(id);
-      is_cancelled = true;
-    }
   }
   return answer;
 }
 
 Status generate_all(engine::Engine& engine, std::vector<engine::Request> requests, int64_t window,
-                    const std::function<bool(size_t index, Answer answer)>& take) {
+                    const std::function<bool(size_t index, Answer answer)>& take, parallel::Communicator* ranks) {
   struct Running {
     size_t index = 0;
     Answer answer;
   };
   std::map<engine::RequestId, Running> running;
   size_t next = 0;
-  bool stopping = false;
+  bool stopping = false, wants_more = true;
   while (true) {
-    stopping = stopping || interrupted();
+    stopping = stopping || any_rank(ranks, interrupted() || !wants_more);
     if (stopping) {
       for (const auto& [id, request] : running) engine.cancel(id);
     }
@@ -93,7 +91,7 @@ Status generate_all(engine::Engine& engine, std::vector<engine::Request> request
         continue;
       }
       const bool goes_on = finish == FinishReason::kCancelled || take(it->second.index, std::move(it->second.answer));
-      stopping = stopping || !goes_on;
+      wants_more = wants_more && goes_on;
       it = running.erase(it);
     }
     QD_CHECK(*stepped || running.size() < running_before, "the engine is idle, and requests are not finished");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Drives an engine from one thread: one streamed answer, or many requests with a window of running ones.
+// Drives an engine from one thread: one streamed answer, or many requests with a window of running ones. With ranks
+// each has its engine over its shard, all drive theirs alike, and they agree at every step whether to stop.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +11,7 @@
 
 #include "core/result.h"
 #include "engine/engine.h"
+#include "parallel/communicator.h"
 
 namespace quadrille::cli {
 
@@ -24,11 +26,13 @@ struct Answer {
 using TextSink = std::function<bool(std::string_view)>;
 
 // Runs one request to its end. Ctrl-C cancels it: the answer then holds what came until then, with kCancelled.
-Result<Answer> generate(engine::Engine& engine, engine::Request request, const TextSink& sink = {});
+Result<Answer> generate(engine::Engine& engine, engine::Request request, const TextSink& sink = {},
+                        parallel::Communicator* ranks = nullptr);
 
 // Runs all requests, at most `window` at a time, and hands each answer over as it ends (in any order). Stops early,
 // without an error, on Ctrl-C or when `take` returns false; answers cut off by that are not handed over.
 Status generate_all(engine::Engine& engine, std::vector<engine::Request> requests, int64_t window,
-                    const std::function<bool(size_t index, Answer answer)>& take);
+                    const std::function<bool(size_t index, Answer answer)>& take,
+                    parallel::Communicator* ranks = nullptr);
 
 }  // namespace quadrille::cli

@@ -7,6 +7,7 @@
 #include "cli/progress.h"
 #include "cli/signals.h"
 #include "kernels/api/registry.h"
+#include "parallel/communicator.h"
 
 namespace quadrille::cli {
 
@@ -30,6 +31,8 @@ Result<model::LoadOptions> make_load_options(Console& console, const ModelOption
   load.run_weight_only_as_fp8 = options.activations == "fp8";
   load.round_scales = options.scales == "round";
   load.cache_pages = (options.cache_tokens + model::kPagePositions - 1) / model::kPagePositions;
+  load.ranks = options.ranks;
+  load.split_scale = options.split_scales == "local" ? moe::SplitScale::kLocal : moe::SplitScale::kAgreed;
   load.log = console.log_sink();
   load.cancel = interrupt_flag();
   return load;
@@ -40,6 +43,7 @@ Result<LoadedModel> load_model(Console& console, const ModelOptions& options, in
   loaded.pool = std::make_unique<ThreadPool>(options.threads);
   QD_TRY(model::LoadOptions load, make_load_options(console, options, *loaded.pool));
   loaded.table = load.table;
+  loaded.ranks = options.ranks;
   if (positions > 0) load.default_positions = positions;
   Progress progress(console, "load", "bytes", options.quiet);
   load.progress = [&progress](const model::LoadProgress& at) {
@@ -68,14 +72,17 @@ nlohmann::json settings_json(const LoadedModel& loaded, const ModelOptions& opti
           {"round", rounding_name(loaded.model->rounding())},
           {"kernels", loaded.model->table().name},
           {"threads", loaded.pool->num_threads()},
+          {"tp", options.tp},
           {"seed", options.seed},
           {"notes", loaded.model->notes()}};
 }
 
 std::string settings_text(const LoadedModel& loaded) {
   const int threads = loaded.pool->num_threads();
-  return fmt::format("{}, round {}, {}, {} thread{}", numerics_name(loaded.model->numerics()),
-                     rounding_name(loaded.model->rounding()), loaded.model->table().name, threads,
+  const int ranks = loaded.ranks == nullptr ? 1 : loaded.ranks->size();
+  const std::string tp = ranks == 1 ? "" : fmt::format("{} ranks of ", ranks);
+  return fmt::format("{}, round {}, {}, {}{} thread{}", numerics_name(loaded.model->numerics()),
+                     rounding_name(loaded.model->rounding()), loaded.model->table().name, tp, threads,
                      threads == 1 ? "" : "s");
 }
 

@@ -20,6 +20,7 @@ namespace quadrille::cli {
 struct LoadedModel {
   std::unique_ptr<ThreadPool> pool;
   const kernels::KernelTable* table = nullptr;
+  parallel::Communicator* ranks = nullptr;  // null: one rank
   std::unique_ptr<model::Model> model;
 };
 
