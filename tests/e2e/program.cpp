@@ -114,6 +114,10 @@ Outcome run_program(const std::vector<std::string>& arguments, const RunOptions&
   return outcome;
 }
 
+std::string program_path() {
+  return QD_PROGRAM;
+}
+
 std::string describe(const Outcome& outcome) {
   std::ostringstream text;
   text << "exit code " << outcome.exit_code << ", signal " << outcome.signal << (outcome.timed_out ? ", timed out" : "")

@@ -34,6 +34,9 @@ struct RunOptions {
 // quadrille ARGUMENTS...
 Outcome run_program(const std::vector<std::string>& arguments, const RunOptions& options = {});
 
+// The program itself, for commands that start it by other means (mpirun).
+std::string program_path();
+
 // The outcome as text, for messages.
 std::string describe(const Outcome& outcome);
 // Fails the test when `text` is no JSON; then an empty object.
