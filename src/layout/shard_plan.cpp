@@ -168,7 +168,7 @@ Result<std::vector<ModelShard>> plan_shards(const ModelShape& shape, int ranks) 
     ModelShard shard{rank, ranks, vocabulary[static_cast<size_t>(rank)], {}};
     for (const LayerShape& layer : shape.layers) {
       QD_TRY(LayerShard one, layer_shard(shape, layer, heads[static_cast<size_t>(rank)], cuts, rank));
-      shard.layers.push_back(std::move(one));
+      shard.layers.push_back(one);
     }
     shards.push_back(std::move(shard));
   }

@@ -13,7 +13,6 @@ namespace {
 
 using layout::LayerShard;
 using layout::ModelShard;
-using layout::Range;
 
 struct RankShape {
   int64_t n, k;
