@@ -35,9 +35,6 @@ const std::vector<GemmShape>& shapes() {
   return list;
 }
 
-// Enough copies of the weights that a replay never finds them in the 50 MB of L2.
-constexpr double kRotateBytes = 4 * 52.0e6;
-
 class GemmBench {
  public:
   GemmBench(const kernels::DeviceTable& table, device::Stream stream, const GemmShape& shape,
@@ -45,7 +42,7 @@ class GemmBench {
       : table_(table), stream_(stream), shape_(shape), options_(options) {
     map_ = {shape.n, shape.k, options.group_size, options.numerics == kernels::Numerics::kVllm};
     const double bytes = static_cast<double>(shape.experts * expert_stride(map_));
-    copies_ = std::max(2, static_cast<int>(kRotateBytes / bytes) + 1);
+    copies_ = rotating_copies(bytes);
     weights_ = random_weights(map_, shape.experts * copies_, stream);
     channel_ = random_floats(shape.experts * map_.padded_n(), 0.001f, 0.01f, stream);
   }

@@ -41,8 +41,6 @@ const std::vector<LayerShape>& shapes() {
   return list;
 }
 
-constexpr double kRotateBytes = 4 * 52.0e6;
-
 class LayerBench {
  public:
   LayerBench(const kernels::DeviceTable& table, device::Stream stream, const LayerShape& shape,
@@ -54,7 +52,7 @@ class LayerBench {
     first_ = {2 * shape.width, shape.hidden, group, vllm};
     second_ = {shape.hidden, shape.width, group, vllm};
     const double bytes = static_cast<double>(shape.experts * (expert_stride(first_) + expert_stride(second_)));
-    copies_ = std::max(2, static_cast<int>(kRotateBytes / bytes) + 1);
+    copies_ = rotating_copies(bytes);
     for (int i = 0; i < copies_; ++i) {
       gate_up_.push_back(random_weights(first_, shape.experts, stream));
       down_.push_back(random_weights(second_, shape.experts, stream));

@@ -23,6 +23,13 @@ struct BenchOptions {
 inline constexpr double kRoofBytesPerSecond = 3.0e12;
 inline constexpr double kRoofFlops = 1.35e15;
 
+// Copies of weights of that size that a replay walks over, so that it never finds them in the 50 MB of L2.
+inline int rotating_copies(double bytes) {
+  constexpr double kRotateBytes = 4 * 52.0e6;
+  const int copies = static_cast<int>(kRotateBytes / bytes) + 1;
+  return copies < 2 ? 2 : copies;
+}
+
 void print_gemm_rows(const kernels::DeviceTable& table, device::Stream stream, const BenchOptions& options);
 void print_layer_rows(const kernels::DeviceTable& table, device::Stream stream, const BenchOptions& options);
 

@@ -58,7 +58,6 @@ struct GemmPlan {
 
   static constexpr int kRecordBytes = layout::kRecordCodeBytes + layout::kRecordRows * kGroups * (kVllm ? 1 : 2);
   static constexpr int kTokenBytes = kTokens * layout::kRecordK;
-  static constexpr int kStageBytes = kTokenBytes + kWarpgroups * kRecordBytes;
   // Accumulators on their way to the output, [tokens][64 out features] fp32 a warpgroup; rows padded by 4 words, so
   // that the eight rows and four token pairs of a warp's store fall into 32 banks.
   static constexpr int kStagingPitch = layout::kRecordRows + 4;

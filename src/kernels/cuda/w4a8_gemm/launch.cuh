@@ -8,7 +8,7 @@
 
 namespace quadrille::kernels::cuda {
 
-// Multiprocessors of the current device; asked once a device.
+// Multiprocessors of the current device.
 int num_multiprocessors();
 
 template <int Tile, Arithmetic A, int GroupK>
@@ -36,8 +36,7 @@ void launch_gemm(const DeviceW4A8Gemm& p, const GemmArguments& args, device::Str
   check_launch("w4a8_gemm");
 }
 
-// One unit a (arithmetic, group) holds all tiles: QD_GEMM_TILES(kExact, 128, QD_ALL_TILES) defines gemm_of<kExact,
-// 128>.
+// One unit a (arithmetic, group) holds all its tiles: QD_GEMM_TILES(kExact, 128, QD_ALL_TILES).
 template <Arithmetic A, int GroupK>
 void gemm_of(int tile, const DeviceW4A8Gemm& p, const GemmArguments& args, device::Stream stream);
 

@@ -41,10 +41,6 @@ __device__ __forceinline__ void fill_scale_tables(uint4* tables, int thread, int
   }
 }
 
-__device__ __forceinline__ uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
-  return __byte_perm(low, high, selector);
-}
-
 // Four weights of one row: `indices` has three-bit indices in its low four nibbles, `signs` the signs in bits 8b + 7.
 __device__ __forceinline__ uint32_t look_up(const uint4& table, uint32_t indices, uint32_t signs) {
   // Selector 0xBA98 spreads the top bit of each byte over the byte.
