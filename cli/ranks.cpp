@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/ranks.h"
 
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 #include <memory>
 
 #include "cli/program.h"
+#include "core/topology.h"
 #include "layout/shard_plan.h"
 #include "parallel/launch.h"
 #include "parallel/open.h"
@@ -16,11 +16,6 @@
 
 namespace quadrille::cli {
 namespace {
-
-int usable_cores() {
-  cpu_set_t set;
-  return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
-}
 
 Status run_threads(Console& console, const ModelOptions& options, const RankBody& body) {
   const int threads = options.threads > 0 ? options.threads : usable_cores();

@@ -1,21 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/thread_pool.h"
 
-#include <sched.h>
-
 #include <algorithm>
+
+#include "core/topology.h"
 
 namespace quadrille {
 namespace {
 
 // About 20 us of pauses: longer than the gap between two kernels of a decode step, shorter than a scheduler slice.
 constexpr int kSpinRounds = 2000;
-
-int usable_cores() {
-  cpu_set_t set;
-  if (::sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
-  return std::max(1u, std::thread::hardware_concurrency());
-}
 
 void pause_cpu() {
   __builtin_ia32_pause();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "parallel/thread_meeting.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <thread>
+
+#include "core/topology.h"
 
 namespace quadrille::parallel {
 namespace {
@@ -13,13 +13,6 @@ namespace {
 constexpr int kSpins = 2000;
 constexpr int kCrowdedSpins = 20;
 constexpr int kYields = 20;
-
-int usable_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (::sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
-  return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-}
 
 void pause_core() {
 #if defined(__x86_64__)
