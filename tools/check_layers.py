@@ -32,7 +32,7 @@ ARROWS = {
                 "include/quadrille"],
     "include/quadrille": [],
     "src/model/tokenizer": ["src/core", "src/formats"],
-    "src/model": ["src/core", "src/numerics", "src/layout", "src/formats", "src/kernels/api", "src/prepare",
+    "src/model": ["src/core", "src/numerics", "src/layout", "src/device", "src/formats", "src/kernels/api", "src/prepare",
                   "src/quantize", "src/moe", "src/model/tokenizer", "src/parallel"],
     "src/engine": ["src/core", "src/model", "src/parallel"],
     "cli": ["src/core", "src/formats", "src/model/tokenizer", "src/numerics", "src/layout", "src/quantize", "src/prepare", "src/kernels/api",

@@ -15,10 +15,8 @@
 #include "core/result.h"
 #include "core/thread_pool.h"
 #include "kernels/api/table.h"
-#include "model/config.h"
+#include "model/any_model.h"
 #include "model/description.h"
-#include "model/forward.h"
-#include "model/observer.h"
 #include "moe/linear.h"
 
 namespace quadrille::model {
@@ -63,17 +61,7 @@ struct RandomModel {
   bool quantise_attention = true;  // false: attention projections in bf16
 };
 
-struct MemoryUse {
-  uint64_t weight_bytes = 0;  // prepared weights of all kinds
-  uint64_t expert_bytes = 0;  // of these, the routed experts
-  uint64_t cache_bytes = 0;
-  uint64_t position_bytes = 0;  // cos and sin
-  uint64_t scratch_bytes = 0;   // as large as the largest step so far
-  // Weight bytes that one token reads in a decode step: everything but the embedding and the experts not chosen.
-  uint64_t bytes_read_per_token = 0;
-};
-
-class Model final : public Forward {
+class Model final : public AnyModel {
  public:
   // Errors: those of the folder's files; kUnsupported (architecture, rope, W4A16 without its option, a table that does
   // not do round f32, a number of ranks that the model cannot be cut for), each naming what was found and what runs;
@@ -94,18 +82,16 @@ class Model final : public Forward {
   // range).
   Status run(const Step& step, std::span<float> logits) override;
 
-  const ModelConfig& config() const;
+  const ModelConfig& config() const override;
   const kernels::KernelTable& table() const;
-  kernels::Numerics numerics() const;
-  kernels::Rounding rounding() const;
-  MemoryUse memory() const;
-  // Notes of the load that a report should carry ("rounded 3 scales, largest relative error 1.9e-3").
-  const std::vector<std::string>& notes() const;
+  kernels::Numerics numerics() const override;
+  kernels::Rounding rounding() const override;
+  std::string backend() const override { return table().name; }
+  MemoryUse memory() const override;
+  const std::vector<std::string>& notes() const override;
 
-  // Null: none. Must outlive its use.
-  void set_observer(StepObserver* observer);
-  // The feed-forward block of one MoE layer by itself: x [num_tokens, hidden_size] -> out, as inside run().
-  Status run_moe_block(int64_t layer, std::span<const float> x, int64_t num_tokens, std::span<float> out);
+  void set_observer(StepObserver* observer) override;
+  Status run_moe_block(int64_t layer, std::span<const float> x, int64_t num_tokens, std::span<float> out) override;
 
  private:
   struct Impl;
