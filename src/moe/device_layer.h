@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The MoE layer on a device: route, plan, quantise, GEMM1 with activation, quantise, GEMM2, combine, enqueued on the
 // caller's stream without a host read-back, so that a call can be captured into a graph. Same bits as run_layer() with
-// the table `hopper`. Called by src/api, the command line's `layer` and later the decoder.
+// the table `hopper`, with tensor-parallel ranks, too. Called by src/api, the command line's `layer` and the decoder.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,12 @@
 #include "device/device.h"
 #include "device/order.h"
 #include "kernels/api/device_table.h"
+#include "moe/linear.h"
 #include "moe/router.h"
+
+namespace quadrille::parallel {
+class DeviceCommunicator;
+}
 
 namespace quadrille::moe {
 
@@ -27,12 +32,28 @@ struct DeviceLinear {
   const float* bias = nullptr;           // [num_experts, padded_n] prepared row order, or null
 };
 
-// gate_up: n = 2 * width, rows interleaved eight and eight (n = width where the activation is not gated).
+// gate_up: n = 2 * width, rows interleaved eight and eight (n = width where the activation is not gated). Of a
+// tensor-parallel shard `width` is what this rank holds, and a row of down's input has down_offset zeros (a multiple of
+// 8), the width values, and zeros up to down.k.
 struct DeviceMlp {
   int64_t hidden = 0;
   int64_t width = 0;
   kernels::ActivationRule activation;
   DeviceLinear gate_up, down;
+  int64_t down_offset = 0;
+};
+
+// The ranks that share a layer; each calls it with the same rows and routes. Null or of size 1: nobody else.
+struct DeviceRanks {
+  // The ranks that hold the other columns of row-parallel matrices (docs/numerics.md section 6). Its collectives run on
+  // the main stream. A first call before any capture lets it connect.
+  parallel::DeviceCommunicator* tensor = nullptr;
+  parallel::DeviceCommunicator* expert = nullptr;  // the ranks that hold the other experts
+  SplitScale split_scale = SplitScale::kAgreed;    // of rows that are split over `tensor`
+
+  bool is_split() const;      // more than one tensor rank
+  bool agrees_scale() const;  // and they exchange the absmax of split rows
+  bool adds_bias() const;     // of row-parallel layers: rank 0 does
 };
 
 struct DeviceMoeLayer {
@@ -42,6 +63,7 @@ struct DeviceMoeLayer {
   const int32_t* expert_map = nullptr;           // device [rule.num_experts] -> expert here or -1; null: all are here
   std::optional<DeviceMlp> shared;               // one expert as wide as all shared experts together
   const uint16_t* shared_gate_weight = nullptr;  // device [hidden] bf16: sigmoid gate; null: 1
+  DeviceRanks ranks;
 };
 
 // Forced choices, for tests and measurements; -1: chosen from the shape.
@@ -69,7 +91,7 @@ struct DeviceMaskedBatch {
 };
 
 // Where a call runs. `side` and the events are needed where the layer has a shared expert, which runs beside the routed
-// ones; without `side` it runs on `main`.
+// ones; without `side` it runs on `main`. With tensor-parallel ranks each event is used twice in a call.
 struct DeviceStreams {
   device::Stream main;
   device::Stream side;
@@ -101,5 +123,24 @@ size_t linear_workspace_bytes(const DeviceLinear& linear, int64_t max_rows);
 Status run_device_linear(const kernels::DeviceTable& table, const DeviceLinear& linear, const uint16_t* x,
                          int64_t num_rows, uint16_t* out, void* workspace, size_t workspace_size, device::Stream stream,
                          const DeviceLayerOptions& options = {});
+
+// The input of a row-parallel linear layer (o_proj, a down) as this rank has it: in a row of the rank's matrix `offset`
+// zeros (a multiple of 8) stand before the `held` columns, and zeros behind them up to k.
+struct DeviceSplitRows {
+  const uint16_t* x = nullptr;  // [num_rows, held] bf16, 16-byte aligned
+  int64_t num_rows = 0;
+  int64_t held = 0;
+  int64_t offset = 0;
+};
+
+// apply_row_parallel() on the device: out [num_rows, n] bf16, complete on every rank, each of which calls it with the
+// same num_rows. One scale a row as ranks.split_scale says, the bias from rank 0, partial rows in fp32 added in rank
+// order, one rounding. Alone it is run_device_linear() over rows with these zeros. Never allocates or synchronises;
+// collectives are enqueued on `stream`. No rows: nothing, and no collective.
+Status can_run_row_parallel(const DeviceLinear& linear, int64_t held, int64_t offset, int64_t max_rows);
+size_t row_parallel_workspace_bytes(const DeviceLinear& linear, const DeviceRanks& ranks, int64_t max_rows);
+Status run_row_parallel_linear(const kernels::DeviceTable& table, const DeviceLinear& linear,
+                               const DeviceSplitRows& rows, const DeviceRanks& ranks, uint16_t* out, void* workspace,
+                               size_t workspace_size, device::Stream stream, const DeviceLayerOptions& options = {});
 
 }  // namespace quadrille::moe
