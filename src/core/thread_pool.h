@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A pool of threads that is handed in wherever work is parallel: no globals, two pools fit in one process.
-// Waiting threads spin for a moment, then park, so that decode steps pay 1-2 us and idle pools pay nothing.
+// Waiting threads spin for a moment, then park, so that decode steps pay 1-2 us and idle pools pay nothing. A run waits
+// for the workers that took part alone: one that another process keeps from its core holds nobody up.
 #pragma once
 
 #include <atomic>
@@ -38,15 +39,25 @@ class ThreadPool {
 
  private:
   void worker_loop(std::stop_token stop);
+  bool may_join(uint64_t seen) const;
+  bool join(uint64_t* seen);
+  void leave();
   void work();
+  void open_run();
+  void close_run();
 
   std::vector<std::jthread> workers_;
+  int spins_;
   std::mutex caller_mutex_;  // one run at a time
-  std::mutex mutex_;         // guards parking, pairs with wake_
+  std::mutex mutex_;         // guards parking, pairs with wake_ and left_
   std::condition_variable_any wake_;
-  std::atomic<uint64_t> generation_{0};  // goes up by one a run; workers wait for a change
+  std::condition_variable left_;
+  // Number of the run << 32 | kOpen | workers that take part. A worker enters an open run by adding itself here, so the
+  // fields below are read only by those that the caller waits for.
+  std::atomic<uint64_t> state_{0};
+  std::atomic<int> parked_{0};  // workers
+  std::atomic<bool> caller_parked_{false};
   std::atomic<int64_t> next_part_{0};
-  std::atomic<int> busy_workers_{0};  // workers that have not finished this generation
   int64_t parts_ = 0;
   void (*body_)(void*, int64_t) = nullptr;
   void* context_ = nullptr;

@@ -35,7 +35,7 @@ class ThreadMeeting {
     std::atomic<uint64_t> arrived{0};
     std::atomic<bool> reading{false};
   };
-  bool wait_for(const Rank& rank, uint64_t goal);
+  bool all_came(uint64_t goal) const;
 
   LossState& loss_;
   std::vector<Rank> ranks_;
