@@ -170,6 +170,8 @@ class Loader {
   LoadProgress progress_;
 };
 
+}  // namespace
+
 Status check_weight_only(const Inventory& inventory, const LoadOptions& options) {
   if (options.run_weight_only_as_fp8) return {};
   for (const ModuleSource* source : inventory.modules()) {
@@ -182,8 +184,6 @@ Status check_weight_only(const Inventory& inventory, const LoadOptions& options)
   }
   return {};
 }
-
-}  // namespace
 
 Result<LoadedWeights> load_weights(const Inventory& inventory, const ModelConfig& config, const LoadOptions& options,
                                    const layout::ModelShard* shard) {

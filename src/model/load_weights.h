@@ -18,6 +18,9 @@ struct LoadedWeights {
   std::vector<std::string> notes;
 };
 
+// kUnsupported where a module is W4A16 and options do not allow it.
+Status check_weight_only(const Inventory& inventory, const LoadOptions& options);
+
 // Expert by expert over the pool, so that beside the result only a few matrices are in memory. Errors: those of
 // weight_reader.h, kUnsupported for W4A16 without its option, kCancelled.
 // `shard`: what this rank holds; null: the whole model.

@@ -198,6 +198,35 @@ Status WeightReader::read_linear(std::span<const ModuleSource* const> parts, con
   return {};
 }
 
+Status WeightReader::read_canonical(const ModuleSource& source, std::span<std::byte> codes,
+                                    std::span<uint16_t> scales) {
+  const layout::Range all{0, source.n()};
+  QD_CHECK(codes.size() == source.weight->bytes.size(), "room for all codes");
+  QD_TRY_STATUS(source.weight->copy_part(0, codes));
+  QD_TRY(const std::vector<uint16_t> read, read_scales(source, all));
+  QD_CHECK(scales.size() == read.size(), "room for all scales");
+  std::copy(read.begin(), read.end(), scales.begin());
+  if (source.decision.format == formats::WeightFormat::kPackQuantized) return {};
+  const auto is_code = [](std::byte b) {
+    const auto code = static_cast<int8_t>(b);
+    return code >= -8 && code <= 7;
+  };
+  if (std::all_of(codes.begin(), codes.end(), is_code)) return {};
+  prepare::CanonicalW4 matrix;
+  matrix.n = source.n();
+  matrix.k = source.k();
+  matrix.group_size = source.decision.group_size;
+  matrix.codes = codes.data();
+  matrix.scales = scales.data();
+  const auto refused = prepare::prepare_w4(matrix, numerics_);
+  QD_CHECK(!refused, "a code outside of -8..7 is refused");
+  return refused.error().in(source.weight->where());
+}
+
+Result<std::vector<float>> WeightReader::read_bias(const ModuleSource& source) const {
+  return read_floats(*source.bias, {0, source.n()});
+}
+
 void WeightReader::count_scale(float value, float rounded) {
   const std::lock_guard lock(mutex_);
   ++rounded_scales_;

@@ -42,6 +42,12 @@ class WeightReader {
   // A vector or matrix as bf16, row-major; `rows` of it where given.
   Result<std::vector<uint16_t>> read_bf16(const ModuleSource& source, std::optional<layout::Range> rows = {});
 
+  // The 4-bit matrix of a module as a device prepares it, into memory of the caller: codes as the file has them, scales
+  // [n, groups] as bf16. Checks what read_linear() checks, with its errors.
+  Status read_canonical(const ModuleSource& source, std::span<std::byte> codes, std::span<uint16_t> scales);
+  // [n] fp32 of a module that has one.
+  Result<std::vector<float>> read_bias(const ModuleSource& source) const;
+
   // What was rounded on the way: lines for a report, or nothing.
   std::vector<std::string> notes() const;
 
