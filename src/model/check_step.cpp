@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The rules of a step (forward.h), tested before anything is computed, so that a bad step is an error and not a wild
-// read.
+// Lengths first, then token by token.
+#include "model/check_step.h"
+
 #include <unordered_map>
 
 #include "model/decoder.h"
@@ -8,7 +9,7 @@
 namespace quadrille::model {
 namespace {
 
-Status check_lengths(const Step& step, std::span<float> logits, int64_t vocab_size) {
+Status check_lengths(const Step& step, size_t room, int64_t vocab_size) {
   if (step.positions.size() != step.ids.size() || step.sequences.size() != step.ids.size()) {
     return make_error(ErrorCode::kInvalidArgument, "step: {} ids, {} positions, {} sequences; expected as many of each",
                       step.ids.size(), step.positions.size(), step.sequences.size());
@@ -18,8 +19,8 @@ Status check_lengths(const Step& step, std::span<float> logits, int64_t vocab_si
                       step.page_table.size(), step.page_table_stride);
   }
   const size_t wanted = step.logit_rows.size() * static_cast<size_t>(vocab_size);
-  if (logits.size() < wanted) {
-    return make_error(ErrorCode::kInvalidArgument, "step: room for {} logits, {} rows of {} are wanted", logits.size(),
+  if (room < wanted) {
+    return make_error(ErrorCode::kInvalidArgument, "step: room for {} logits, {} rows of {} are wanted", room,
                       step.logit_rows.size(), vocab_size);
   }
   int64_t last = -1;
@@ -54,20 +55,20 @@ Status check_pages(const Step& step, int64_t sequence, int64_t first, int64_t po
 
 }  // namespace
 
-Status Decoder::check_step(const Step& step, std::span<float> logits, int64_t max_positions) const {
-  QD_TRY_STATUS(check_lengths(step, logits, config_.vocab_size));
+Status check_step(const Step& step, size_t room, const StepLimits& limits) {
+  QD_TRY_STATUS(check_lengths(step, room, limits.vocab_size));
   const int64_t stride = step.page_table_stride;
   const int64_t num_sequences = stride == 0 ? 0 : static_cast<int64_t>(step.page_table.size()) / stride;
   std::unordered_map<int32_t, int32_t> last_position;
   for (size_t t = 0; t < step.ids.size(); ++t) {
     const int32_t id = step.ids[t], position = step.positions[t], sequence = step.sequences[t];
-    if (id < 0 || id >= config_.vocab_size) {
+    if (id < 0 || id >= limits.vocab_size) {
       return make_error(ErrorCode::kInvalidArgument, "step: token {}: id {}; legal are 0 to {}", t, id,
-                        config_.vocab_size - 1);
+                        limits.vocab_size - 1);
     }
-    if (position < 0 || position >= max_positions) {
+    if (position < 0 || position >= limits.max_positions) {
       return make_error(ErrorCode::kInvalidArgument, "step: token {}: position {}; legal are 0 to {}", t, position,
-                        max_positions - 1);
+                        limits.max_positions - 1);
     }
     if (sequence < 0 || sequence >= num_sequences) {
       return make_error(ErrorCode::kInvalidArgument, "step: token {}: sequence {}; the page table has {}", t, sequence,
@@ -80,9 +81,13 @@ Status Decoder::check_step(const Step& step, std::span<float> logits, int64_t ma
     }
     const int64_t first_page = is_first ? 0 : place->second / kPagePositions;
     place->second = position;
-    QD_TRY_STATUS(check_pages(step, sequence, first_page, position, cache_.num_pages()));
+    QD_TRY_STATUS(check_pages(step, sequence, first_page, position, limits.num_pages));
   }
   return {};
+}
+
+Status Decoder::check_step(const Step& step, std::span<float> logits, int64_t max_positions) const {
+  return model::check_step(step, logits.size(), {config_.vocab_size, max_positions, cache_.num_pages()});
 }
 
 }  // namespace quadrille::model

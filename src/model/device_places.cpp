@@ -24,6 +24,8 @@ StackShape stack_shape(const ModuleSource& source, int64_t num_experts = 1) {
   shape.is_w4 = source.quantised();
   shape.group_size = source.quantised() ? source.decision.group_size : 0;
   shape.has_bias = source.bias != nullptr;
+  const bool packed = source.decision.format == formats::WeightFormat::kPackQuantized;
+  if (source.quantised() && !packed) shape.source = kernels::W4Source::kInt8;
   return shape;
 }
 
@@ -82,14 +84,14 @@ class Cursor {
   WeightPlaces places;
 
  private:
-  // One expert as it comes: codes of at most a byte each, scales, bias.
+  // One expert as it comes: codes, scales, bias.
   void note_source(const StackShape& s) {
     if (!s.is_w4) return;
-    const auto values = static_cast<size_t>(s.n * s.k);
+    const auto codes = static_cast<size_t>(s.source == kernels::W4Source::kInt8 ? s.n * s.k : s.n * s.k / 2);
     const auto scales = 2 * static_cast<size_t>(s.n * layout::num_groups(s.k, s.group_size));
     const size_t bias = s.has_bias ? 4 * static_cast<size_t>(s.n) : 0;
     // Six pieces at most (two parts of codes, scales and bias), each aligned.
-    const size_t slot = values + scales + bias + 6 * kAlign;
+    const size_t slot = codes + scales + bias + 6 * kAlign;
     places.largest_slot = std::max(places.largest_slot, slot);
     places.largest_staging = 2 * places.largest_slot;
   }
@@ -155,7 +157,8 @@ Result<DeviceModelShape> device_shape(const Inventory& inventory, const ModelCon
 
 WeightPlaces place_weights(const DeviceModelShape& shape, const ModelConfig& config, kernels::Numerics numerics) {
   Cursor cursor(numerics);
-  cursor.places.embedding = cursor.take_bf16(config.vocab_size * config.hidden_size);
+  const int64_t padded_vocab = layout::ceil_div(config.vocab_size, 8) * 8;
+  cursor.places.embedding = cursor.take_bf16(padded_vocab * config.hidden_size);
   for (size_t l = 0; l < shape.layers.size(); ++l) {
     const bool is_moe = config.layers[l].is_moe;
     LayerPlace layer = place_layer(shape.layers[l], config, is_moe, &cursor);
@@ -163,10 +166,12 @@ WeightPlaces place_weights(const DeviceModelShape& shape, const ModelConfig& con
   }
   cursor.places.final_norm = cursor.take_bf16(config.hidden_size);
   if (shape.lm_head) {
-    cursor.places.lm_head = cursor.take_stack(*shape.lm_head);
+    StackShape head = *shape.lm_head;
+    if (!head.is_w4) head.n = padded_vocab;
+    cursor.places.lm_head = cursor.take_stack(head);
   } else {
     StackPlace& head = cursor.places.lm_head;
-    head.shape.n = config.vocab_size;
+    head.shape.n = padded_vocab;
     head.shape.k = config.hidden_size;
     head.weights = cursor.places.embedding;
     head.expert_stride = static_cast<int64_t>(head.weights.bytes);

@@ -23,10 +23,12 @@ struct StackShape {
   bool is_w4 = false;
   int64_t group_size = 0;
   bool has_bias = false;
+  kernels::W4Source source = kernels::W4Source::kUint4b8;  // of the checkpoint's codes
 
   // Whether rows of the two may lie in one matrix.
   bool stacks_with(const StackShape& other) const {
-    return is_w4 == other.is_w4 && group_size == other.group_size && has_bias == other.has_bias && k == other.k;
+    return is_w4 == other.is_w4 && group_size == other.group_size && has_bias == other.has_bias && k == other.k &&
+           source == other.source;
   }
 };
 struct MlpShape {
@@ -67,10 +69,10 @@ struct LayerPlace {
   std::optional<MlpPlace> experts, shared, dense;
 };
 struct WeightPlaces {
-  Place embedding;  // [vocab, hidden] bf16; a tied lm_head lies here, too
+  Place embedding;  // [vocab in whole eights, hidden] bf16, zero behind the vocabulary; a tied lm_head lies here, too
   std::vector<LayerPlace> layers;
   Place final_norm;
-  StackPlace lm_head;
+  StackPlace lm_head;  // bf16: n is the vocabulary in whole eights, zero rows behind it
   size_t total = 0;
   size_t expert_bytes = 0;     // of these, the routed experts
   size_t largest_slot = 0;     // bytes of the largest expert in the checkpoint's form, with scales and bias

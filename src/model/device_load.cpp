@@ -1,0 +1,420 @@
+// SPDX-License-Identifier: Apache-2.0
+// The order of a load: dense tensors gather into slots, stacks of 4-bit matrices go as many experts a slot as fit. A
+// slot is filled by the pool, sent, and filled again when its copy is done.
+#include "model/device_load.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <functional>
+
+#include "core/check.h"
+#include "layout/w4_hopper64.h"
+#include "layout/w4_lanes16.h"
+#include "model/load_weights.h"
+#include "model/weight_reader.h"
+
+namespace quadrille::model {
+namespace {
+
+using device::HandOver;
+
+constexpr size_t kSlots = 3;
+constexpr size_t kLeastSlotBytes = size_t{32} << 20;
+constexpr size_t kPieceBytes = size_t{1} << 20;  // of a dense tensor, for one thread
+
+size_t slot_bytes(const WeightPlaces& places) {
+  return std::max(kLeastSlotBytes, places.largest_slot);
+}
+
+constexpr size_t aligned(size_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
+
+// Page-locked memory that is filled again when the copies out of it are done.
+class PinnedRing {
+ public:
+  Status open(size_t bytes) {
+    for (Slot& slot : slots_) {
+      QD_TRY(slot.memory, device::PinnedBuffer::allocate(bytes));
+      QD_TRY(slot.event, device::OwnedEvent::create());
+    }
+    return {};
+  }
+  // The next slot; waits until its last copy is done.
+  Result<std::byte*> next() {
+    Slot& slot = slots_[at_];
+    if (slot.is_sent) QD_TRY_STATUS(device::synchronize(slot.event->get()));
+    slot.is_sent = false;
+    return static_cast<std::byte*>(slot.memory.get());
+  }
+  // The copies out of next() are all enqueued on `copy`.
+  Status sent(device::Stream copy) {
+    Slot& slot = slots_[at_];
+    QD_TRY_STATUS(device::record(slot.event->get(), copy));
+    slot.is_sent = true;
+    at_ = (at_ + 1) % kSlots;
+    return {};
+  }
+
+ private:
+  struct Slot {
+    device::PinnedBuffer memory;
+    std::optional<device::OwnedEvent> event;
+    bool is_sent = false;
+  };
+  Slot slots_[kSlots];
+  size_t at_ = 0;
+};
+
+// Rows of a tensor that one thread reads, as bf16 or fp32.
+struct DensePiece {
+  const ModuleSource* source = nullptr;
+  layout::Range rows;
+  bool is_bias = false;
+  size_t offset = 0;  // in the weights' memory
+  size_t bytes = 0;
+  bool is_last = false;  // of its module
+};
+
+// A stack of 4-bit matrices: sources of each expert in the order of the rows.
+struct W4Job {
+  const StackPlace* place = nullptr;
+  int32_t num_parts = 1;  // 2: gate and up
+  std::vector<std::vector<const ModuleSource*>> experts;
+};
+
+class DeviceLoader {
+ public:
+  explicit DeviceLoader(const DeviceLoad& load)
+      : load_(load), reader_(load.options.numerics, load.options.round_scales, prepare::ChannelScale::kWholeRow) {
+    for (const ModuleSource* source : load.inventory.modules()) {
+      ++progress_.modules_total;
+      progress_.bytes_total += source->disk_bytes();
+    }
+  }
+  DeviceLoader(const DeviceLoader&) = delete;
+  DeviceLoader& operator=(const DeviceLoader&) = delete;
+  // Copies out of the ring may be on their way when an error ends the load.
+  ~DeviceLoader() {
+    (void)device::synchronize(load_.streams.copy);
+    (void)device::synchronize(load_.streams.prepare);
+  }
+
+  Result<DeviceLoadReport> run() {
+    const auto start = std::chrono::steady_clock::now();
+    QD_TRY_STATUS(open());
+    QD_TRY_STATUS(load_all());
+    QD_TRY_STATUS(close());
+    DeviceLoadReport report;
+    report.notes = reader_.notes();
+    report.bytes_copied = bytes_copied_;
+    report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return report;
+  }
+
+ private:
+  Status open() {
+    const device::Stream prepare = load_.streams.prepare;
+    slot_bytes_ = slot_bytes(load_.places);
+    QD_TRY_STATUS(ring_.open(slot_bytes_));
+    QD_TRY(staging_, device::Buffer::allocate(load_.places.largest_staging, prepare));
+    QD_TRY(status_, device::Buffer::allocate(sizeof(uint32_t), prepare));
+    QD_TRY_STATUS(device::fill(status_.get(), 0, sizeof(uint32_t), prepare));
+    // The memory was taken on the preparation stream.
+    return device::hand_over(HandOver::kStagingReady, load_.streams.staging_ready, prepare, load_.streams.copy);
+  }
+
+  // Behind it the preparation stream has everything: what it prepared and what was copied to its place.
+  Status close() {
+    QD_TRY_STATUS(flush_dense());
+    QD_TRY_STATUS(device::hand_over(HandOver::kSourceCopied, load_.streams.source_copied[0], load_.streams.copy,
+                                    load_.streams.prepare));
+    QD_TRY_STATUS(device::leave(HandOver::kWeightsPrepared, load_.streams.done, load_.streams.prepare));
+    uint32_t flags = 0;
+    QD_TRY_STATUS(device::copy_to_host(&flags, status_.get(), sizeof flags, load_.streams.prepare));
+    QD_TRY_STATUS(device::synchronize(load_.streams.prepare));
+    if (flags == 0) return {};
+    return make_error(ErrorCode::kInvalidData,
+                      "{}: the preparation on the GPU met a scale or code that is none (flags {}), which the file did "
+                      "not show: the memory between is damaged",
+                      load_.inventory.checkpoint.folder(), flags);
+  }
+
+  Status load_all() {
+    const Inventory& from = load_.inventory;
+    const WeightPlaces& to = load_.places;
+    QD_TRY_STATUS(add_dense(from.embedding, to.embedding.offset));
+    QD_TRY_STATUS(clear_behind(to.embedding, from.embedding));
+    for (size_t l = 0; l < from.layers.size(); ++l) QD_TRY_STATUS(load_layer(from.layers[l], to.layers[l]));
+    QD_TRY_STATUS(add_dense(from.final_norm, to.final_norm.offset));
+    if (!from.lm_head) return {};
+    QD_TRY_STATUS(load_stack(to.lm_head, 1, {{&*from.lm_head}}));
+    return to.lm_head.shape.is_w4 ? Status() : clear_behind(to.lm_head.weights, *from.lm_head);
+  }
+
+  Status load_layer(const LayerSources& from, const LayerPlace& to) {
+    QD_TRY_STATUS(add_dense(from.input_norm, to.input_norm.offset));
+    QD_TRY_STATUS(add_dense(from.post_attention_norm, to.post_attention_norm.offset));
+    if (from.q_norm) QD_TRY_STATUS(add_dense(*from.q_norm, to.q_norm.offset));
+    if (from.k_norm) QD_TRY_STATUS(add_dense(*from.k_norm, to.k_norm.offset));
+    if (to.qkv.size() == 1) {
+      QD_TRY_STATUS(load_stack(to.qkv[0], 1, {{&from.q, &from.k, &from.v}}));
+    } else {
+      const ModuleSource* parts[] = {&from.q, &from.k, &from.v};
+      for (size_t i = 0; i < 3; ++i) QD_TRY_STATUS(load_stack(to.qkv[i], 1, {{parts[i]}}));
+    }
+    QD_TRY_STATUS(load_stack(to.o, 1, {{&from.o}}));
+    if (from.router) QD_TRY_STATUS(add_dense(*from.router, to.router.offset));
+    if (from.shared_gate) QD_TRY_STATUS(add_dense(*from.shared_gate, to.shared_gate.offset));
+    if (to.experts) QD_TRY_STATUS(load_mlps(from.experts, *to.experts));
+    if (to.shared) QD_TRY_STATUS(load_mlps({&*from.shared, 1}, *to.shared));
+    if (to.dense) QD_TRY_STATUS(load_mlps({&*from.dense, 1}, *to.dense));
+    return {};
+  }
+
+  Status load_mlps(std::span<const MlpSources> from, const MlpPlace& to) {
+    std::vector<std::vector<const ModuleSource*>> gate_up, down;
+    for (const MlpSources& source : from) {
+      gate_up.push_back({&source.gate, &source.up});
+      down.push_back({&source.down});
+    }
+    QD_TRY_STATUS(load_stack(to.gate_up, 2, std::move(gate_up)));
+    return load_stack(to.down, 1, std::move(down));
+  }
+
+  // `num_parts` 2: gate and up rows, which the 4-bit layout interleaves.
+  Status load_stack(const StackPlace& place, int32_t num_parts, std::vector<std::vector<const ModuleSource*>> experts) {
+    if (place.shape.is_w4) return load_w4({&place, num_parts, std::move(experts)});
+    size_t offset = place.weights.offset, bias = place.bias.offset;
+    for (const auto& sources : experts) {
+      for (const ModuleSource* source : sources) {
+        if (source->bias != nullptr) {
+          QD_TRY_STATUS(add_piece({source, {0, source->n()}, true, bias, 4 * static_cast<size_t>(source->n())}));
+          bias += 4 * static_cast<size_t>(source->n());
+        }
+        QD_TRY_STATUS(add_dense(*source, offset));
+        offset += 2 * static_cast<size_t>(source->n() * source->k());
+      }
+    }
+    return {};
+  }
+
+  // --- Dense tensors ---
+
+  Status add_dense(const ModuleSource& source, size_t offset) {
+    const auto row_bytes = 2 * static_cast<size_t>(source.k());
+    const auto rows_a_piece = static_cast<int64_t>(std::max<size_t>(kPieceBytes / row_bytes, 1));
+    for (int64_t row = 0; row < source.n(); row += rows_a_piece) {
+      DensePiece piece;
+      piece.source = &source;
+      piece.rows = {row, std::min(row + rows_a_piece, source.n())};
+      piece.offset = offset + static_cast<size_t>(row) * row_bytes;
+      piece.bytes = static_cast<size_t>(piece.rows.size()) * row_bytes;
+      piece.is_last = piece.rows.end == source.n();
+      QD_TRY_STATUS(add_piece(piece));
+    }
+    return {};
+  }
+
+  Status add_piece(const DensePiece& piece) {
+    if (pending_bytes_ + aligned(piece.bytes) > slot_bytes_) QD_TRY_STATUS(flush_dense());
+    QD_CHECK(piece.bytes <= slot_bytes_, "a piece fits into a slot");
+    pending_.push_back(piece);
+    pending_bytes_ += aligned(piece.bytes);
+    return {};
+  }
+
+  Status flush_dense() {
+    if (pending_.empty()) return {};
+    QD_TRY(std::byte* const slot, next_slot());
+    std::vector<std::byte*> places;
+    size_t at = 0;
+    for (const DensePiece& piece : pending_) {
+      places.push_back(slot + at);
+      at += aligned(piece.bytes);
+    }
+    QD_TRY_STATUS(fill(pending_.size(), [&](size_t i) { return read_piece(pending_[i], places[i]); }));
+    const device::Stream copy = load_.streams.copy;
+    device::before_step("load.dense", copy);
+    for (size_t i = 0; i < pending_.size(); ++i) {
+      QD_TRY_STATUS(send(load_.base + pending_[i].offset, places[i], pending_[i].bytes));
+    }
+    QD_TRY_STATUS(ring_.sent(copy));
+    for (const DensePiece& piece : pending_) {
+      if (piece.is_last) done(*piece.source);
+    }
+    pending_.clear();
+    pending_bytes_ = 0;
+    return {};
+  }
+
+  Status read_piece(const DensePiece& piece, std::byte* to) {
+    if (piece.is_bias) {
+      QD_TRY(const std::vector<float> values, reader_.read_bias(*piece.source));
+      std::memcpy(to, values.data(), piece.bytes);
+      return {};
+    }
+    QD_TRY(const std::vector<uint16_t> values, reader_.read_bf16(*piece.source, piece.rows));
+    std::memcpy(to, values.data(), piece.bytes);
+    return {};
+  }
+
+  // Zeros behind the rows of a matrix whose place is longer.
+  Status clear_behind(const Place& place, const ModuleSource& source) {
+    const auto bytes = 2 * static_cast<size_t>(source.n() * source.k());
+    return device::fill(load_.base + place.offset + bytes, 0, place.bytes - bytes, load_.streams.copy);
+  }
+
+  // --- 4-bit stacks ---
+
+  Status load_w4(const W4Job& job) {
+    const size_t expert_bytes = w4_bytes(job.experts[0]);
+    const size_t most = std::max<size_t>(slot_bytes_ / expert_bytes, 1);
+    for (size_t first = 0; first < job.experts.size(); first += most) {
+      QD_TRY_STATUS(load_experts(job, first, std::min(most, job.experts.size() - first)));
+    }
+    return {};
+  }
+
+  static size_t code_bytes(const ModuleSource& s) { return s.weight->bytes.size(); }
+  static size_t scale_count(const ModuleSource& s) {
+    return static_cast<size_t>(s.n() * layout::num_groups(s.k(), s.decision.group_size));
+  }
+  static size_t w4_bytes(const std::vector<const ModuleSource*>& sources) {
+    size_t codes = 0, scales = 0, bias = 0;
+    for (const ModuleSource* s : sources) {
+      codes += code_bytes(*s);
+      scales += 2 * scale_count(*s);
+      bias += s->bias != nullptr ? 4 * static_cast<size_t>(s->n()) : 0;
+    }
+    return aligned(codes) + aligned(scales) + aligned(bias);
+  }
+
+  Status load_experts(const W4Job& job, size_t first, size_t count) {
+    QD_TRY(std::byte* const slot, next_slot());
+    const size_t expert_bytes = w4_bytes(job.experts[first]);
+    std::vector<prepare::DeviceW4Expert> experts(count);
+    QD_TRY_STATUS(fill(count, [&](size_t e) {
+      return read_expert(job, job.experts[first + e], slot + e * expert_bytes, &experts[e]);
+    }));
+    QD_TRY_STATUS(send_experts(job, static_cast<int64_t>(first), experts));
+    QD_TRY_STATUS(ring_.sent(load_.streams.copy));
+    bytes_copied_ += count * expert_bytes;
+    for (size_t e = 0; e < count; ++e) {
+      for (const ModuleSource* source : job.experts[first + e]) done(*source);
+    }
+    return {};
+  }
+
+  // Codes of all sources, then their scales, then their biases.
+  Status read_expert(const W4Job& job, const std::vector<const ModuleSource*>& sources, std::byte* at,
+                     prepare::DeviceW4Expert* expert) {
+    size_t codes = 0, scales = 0;
+    for (const ModuleSource* s : sources) codes += code_bytes(*s);
+    for (const ModuleSource* s : sources) scales += 2 * scale_count(*s);
+    std::byte* code = at;
+    std::byte* scale = at + aligned(codes);
+    std::byte* bias = scale + aligned(scales);
+    for (size_t i = 0; i < sources.size(); ++i) {
+      const ModuleSource& s = *sources[i];
+      const bool begins_part = i == 0 || job.num_parts == 2;
+      const size_t part = job.num_parts == 2 ? i : 0;
+      if (begins_part) {
+        expert->codes[part] = code;
+        expert->scales[part] = scale;
+        if (s.bias != nullptr) expert->bias[part] = bias;
+      }
+      QD_TRY_STATUS(
+          reader_.read_canonical(s, {code, code_bytes(s)}, {reinterpret_cast<uint16_t*>(scale), scale_count(s)}));
+      code += code_bytes(s);
+      scale += 2 * scale_count(s);
+      if (s.bias == nullptr) continue;
+      QD_TRY(const std::vector<float> values, reader_.read_bias(s));
+      std::memcpy(bias, values.data(), values.size() * sizeof(float));
+      bias += values.size() * sizeof(float);
+    }
+    return {};
+  }
+
+  Status send_experts(const W4Job& job, int64_t first, std::span<const prepare::DeviceW4Expert> experts) {
+    const StackPlace& place = *job.place;
+    const StackShape& shape = place.shape;
+    prepare::DeviceW4Source source;
+    source.source = shape.source;
+    source.numerics = load_.options.numerics;
+    source.num_parts = job.num_parts;
+    source.part_n = shape.n / job.num_parts;
+    source.k = shape.k;
+    source.group_size = shape.group_size;
+    source.experts = experts;
+    source.on_host = true;
+    QD_TRY(const prepare::DeviceW4Sizes sizes, device_w4_sizes(source));
+    QD_CHECK(sizes.expert_stride == place.expert_stride && sizes.staging_bytes <= staging_.size_bytes(),
+             "the plan and the preparation agree about sizes");
+    const layout::W4Hopper64 map{shape.n, shape.k, shape.group_size, source.numerics == kernels::Numerics::kVllm};
+    prepare::DeviceW4Destination to;
+    to.weights = load_.base + place.weights.offset + first * place.expert_stride;
+    if (map.vllm) to.channel_scale = floats_at(place.channel_scale) + first * map.padded_n();
+    if (shape.has_bias) to.bias = floats_at(place.bias) + first * map.padded_n();
+    return prepare_on_device(load_.table, source, to, staging_.get(), load_.streams, status_.as<uint32_t>());
+  }
+
+  float* floats_at(const Place& place) const { return reinterpret_cast<float*>(load_.base + place.offset); }
+
+  // --- Steps of every slot ---
+
+  Result<std::byte*> next_slot() {
+    if (load_.options.cancel != nullptr && load_.options.cancel->load(std::memory_order_relaxed)) {
+      return make_error(ErrorCode::kCancelled, "loading stopped after {} of {} modules", progress_.modules_done,
+                        progress_.modules_total);
+    }
+    return ring_.next();
+  }
+
+  // Of several errors the first part's is told.
+  Status fill(size_t count, const std::function<Status(size_t)>& read) const {
+    std::vector<Status> status(count);
+    load_.options.pool->run(static_cast<int64_t>(count),
+                            [&](int64_t i) { status[static_cast<size_t>(i)] = read(static_cast<size_t>(i)); });
+    for (const Status& one : status) QD_TRY_STATUS(one);
+    return {};
+  }
+
+  Status send(void* to, const void* from, size_t bytes) {
+    bytes_copied_ += bytes;
+    return device::copy_to_device(to, from, bytes, load_.streams.copy);
+  }
+
+  void done(const ModuleSource& source) {
+    ++progress_.modules_done;
+    progress_.bytes_done += source.disk_bytes();
+    progress_.module = source.path;
+    if (load_.options.progress) load_.options.progress(progress_);
+  }
+
+  const DeviceLoad& load_;
+  WeightReader reader_;
+  PinnedRing ring_;
+  size_t slot_bytes_ = 0;
+  device::Buffer staging_, status_;
+  std::vector<DensePiece> pending_;
+  size_t pending_bytes_ = 0;
+  uint64_t bytes_copied_ = 0;
+  LoadProgress progress_;
+};
+
+}  // namespace
+
+Result<DeviceLoadReport> load_to_device(const DeviceLoad& load) {
+  return DeviceLoader(load).run();
+}
+
+uint64_t load_ring_bytes(const WeightPlaces& places) {
+  return kSlots * slot_bytes(places);
+}
+uint64_t load_device_bytes(const WeightPlaces& places) {
+  return places.largest_staging + 256;
+}
+
+}  // namespace quadrille::model
