@@ -25,6 +25,10 @@ const char* hand_over_name(HandOver site) {
       return "shared_begins";
     case HandOver::kSharedEnds:
       return "shared_ends";
+    case HandOver::kSharedSplit:
+      return "shared_split";
+    case HandOver::kSharedAgreed:
+      return "shared_agreed";
     case HandOver::kCount:
       break;
   }

@@ -19,6 +19,8 @@ enum class HandOver : int {
   kWeightsPrepared,  // prepare -> the stream that runs the layer
   kSharedBegins,     // layer: main stream -> side stream, input quantised and shared expert may run
   kSharedEnds,       // layer: side stream -> main stream, before the combine
+  kSharedSplit,      // layer of ranks: side stream -> main stream, the shared expert's absmax, before the exchange
+  kSharedAgreed,     // layer of ranks: main stream -> side stream, the absmax of all ranks
   kCount,
 };
 const char* hand_over_name(HandOver site);

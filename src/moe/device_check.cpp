@@ -53,7 +53,7 @@ Status check_device_linear(const DeviceLinear& linear, const char* name) {
                     kMaxFeatures, linear.n, linear.k);
 }
 
-Status check_device_mlp(const DeviceMlp& mlp, const char* name) {
+Status check_device_mlp(const DeviceMlp& mlp, const char* name, bool is_split) {
   QD_TRY_STATUS(check_activation(mlp.activation, name));
   if (mlp.width <= 0 || mlp.width % 8 != 0 || mlp.width > kMaxFeatures) {
     return make_error(ErrorCode::kUnsupported, "{}: expected a width that is a multiple of 8, found {}", name,
@@ -62,12 +62,24 @@ Status check_device_mlp(const DeviceMlp& mlp, const char* name) {
   const int64_t columns = mlp.activation.gated() ? 2 * mlp.width : mlp.width;
   const int64_t num_experts = mlp.gate_up.num_experts;
   QD_TRY_STATUS(expect_shape(mlp.gate_up, name, "gate_up", num_experts, columns, mlp.hidden));
-  QD_TRY_STATUS(expect_shape(mlp.down, name, "down", num_experts, mlp.hidden, mlp.width));
+  QD_TRY_STATUS(expect_shape(mlp.down, name, "down", num_experts, mlp.hidden, is_split ? mlp.down.k : mlp.width));
+  if (auto legal = check_columns(mlp.width, mlp.down_offset, mlp.down.k); !legal) {
+    return legal.error().in("down").in(name);
+  }
   if (auto legal = check_device_linear(mlp.gate_up, "gate_up"); !legal) return legal.error().in(name);
   if (auto legal = check_device_linear(mlp.down, "down"); !legal) return legal.error().in(name);
   if (mlp.gate_up.numerics == mlp.down.numerics) return {};
   return make_error(ErrorCode::kInvalidArgument,
                     "{}: gate_up and down have different numerics: prepare both as exact or both as vllm", name);
+}
+
+Status check_columns(int64_t held, int64_t offset, int64_t k) {
+  if (held <= 0 || held % 8 != 0 || offset < 0 || offset % 8 != 0) {
+    return make_error(ErrorCode::kUnsupported,
+                      "a rank's columns begin and end at multiples of 8, found {} columns from {} on", held, offset);
+  }
+  if (offset <= k - held) return {};
+  return make_error(ErrorCode::kInvalidArgument, "{} columns from {} on do not fit into a row of {}", held, offset, k);
 }
 
 Status check_row_count(int64_t rows, const char* what) {

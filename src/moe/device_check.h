@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a device layer is checked for before any work: shapes and rules first, then where its memory lies. Called by
-// device_layer.cpp and device_forms.cpp.
+// device_layer.cpp, device_forms.cpp and device_row_parallel.cpp.
 #pragma once
 
 #include "moe/device_layer.h"
@@ -12,8 +12,11 @@ inline constexpr int64_t kMaxRows = (int64_t{1} << 31) - 1;
 // Features of a matrix, two parts of what the preparation takes: kernels have 32-bit coordinates.
 inline constexpr int64_t kMaxFeatures = int64_t{1} << 25;
 
-// Shapes, numerics and activation of an MLP of `num_experts` experts. `name` goes before the error.
-Status check_device_mlp(const DeviceMlp& mlp, const char* name);
+// Shapes, numerics and activation of an MLP of `num_experts` experts; of a shard down's K may be wider than what is
+// held. `name` goes before the error.
+Status check_device_mlp(const DeviceMlp& mlp, const char* name, bool is_split = false);
+// `held` columns from `offset` on in rows of `k`.
+Status check_columns(int64_t held, int64_t offset, int64_t k);
 // One matrix stack: legal n, k, group size and numerics.
 Status check_device_linear(const DeviceLinear& linear, const char* name);
 Status check_row_count(int64_t rows, const char* what);

@@ -3,6 +3,7 @@
 #include "moe/device_check.h"
 #include "moe/device_layer.h"
 #include "moe/device_steps.h"
+#include "parallel/device_communicator.h"
 
 namespace quadrille::moe {
 namespace {
@@ -18,6 +19,11 @@ Status check_masked_batch(const DeviceMoeLayer& layer, const DeviceMaskedBatch& 
 }  // namespace
 
 Status can_run_masked(const DeviceMoeLayer& layer, int64_t max_m) {
+  if (layer.ranks.is_split()) {
+    return make_error(ErrorCode::kUnsupported,
+                      "the masked layout runs whole experts, found a layer that is split over {} tensor-parallel ranks",
+                      layer.ranks.tensor->size());
+  }
   QD_TRY_STATUS(check_device_mlp(layer.experts, "experts"));
   if (layer.experts.gate_up.numerics != kernels::Numerics::kExact) {
     return make_error(ErrorCode::kUnsupported,
@@ -75,7 +81,9 @@ Status run_masked_layer(const kernels::DeviceTable& table, const DeviceMoeLayer&
     lists[i].max_tiles = experts * ((batch.max_m + tokens[i] - 1) / tokens[i]);
   }
   const MlpInput input{experts * batch.max_m, batch.act, mlp.hidden, nullptr, batch.act_scale, batch.max_m};
-  enqueue_mlp(table, mlp, input, lists, configs, memory, parts.experts, batch.out, stream);
+  const MlpCall call{table, mlp, layer.ranks, input, {lists[0], lists[1]}, configs, memory, parts.experts, stream};
+  enqueue_up(call);
+  enqueue_down(call, nullptr, batch.out);
   return {};
 }
 

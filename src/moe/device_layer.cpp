@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The routed form. On the main stream: quantise for the shared expert, route, plan, quantise, the two products,
-// combine; the shared expert runs on the side stream between its two hand-overs.
+// combine; the shared expert runs on the side stream between its two hand-overs. Tensor-parallel ranks do two
+// collectives, both on the main stream: the absmax of all rows of h, routed and shared, between the two products (the
+// side stream hands its rows over and gets them back), and the sum after the combine.
 #include "moe/device_layer.h"
 
 #include <algorithm>
 
 #include "moe/device_check.h"
 #include "moe/device_steps.h"
+#include "parallel/device_communicator.h"
 
 namespace quadrille::moe {
 namespace {
@@ -114,8 +117,27 @@ void enqueue_plan(const Call& call, const int32_t* ids, const GemmConfigs& confi
   }
 }
 
-// GEMM2 rows of every slot.
-const uint16_t* enqueue_experts(const Call& call, const Routes& routes, const GemmConfigs& configs) {
+// The absmax of the rows of h that ranks exchange: those of the routes, then those of the shared expert.
+struct Absmax {
+  float* routes = nullptr;
+  float* shared = nullptr;
+  int64_t count = 0;
+};
+
+Absmax open_absmax(const Call& call) {
+  if (!call.layer.ranks.agrees_scale()) return {};
+  const int64_t routes = call.batch.num_tokens * call.layer.rule.top_k;
+  Absmax absmax;
+  absmax.routes = call.workspace.open<float>(call.parts.absmax, call.streams.main);
+  absmax.count = routes;
+  if (!call.layer.shared) return absmax;
+  absmax.shared = absmax.routes + routes;
+  absmax.count += call.batch.num_tokens;
+  return absmax;
+}
+
+// The routed experts up to h.
+MlpCall enqueue_experts(const Call& call, const Routes& routes, const GemmConfigs& configs, float* absmax) {
   const device::Stream stream = call.streams.main;
   const DeviceMlp& mlp = call.layer.experts;
   TileList lists[2];
@@ -133,21 +155,29 @@ const uint16_t* enqueue_experts(const Call& call, const Routes& routes, const Ge
   device::before_step("quantize_tokens", stream);
   call.table.quantize_tokens(quantize, stream);
   const MlpInput input{quantize.num_tokens * quantize.top_k, quantize.act, quantize.act_pitch, quantize.act_scale};
-  return enqueue_mlp(call.table, mlp, input, lists, configs, call.workspace, call.parts.experts, nullptr, stream);
+  MlpCall mlp_call{call.table,         mlp,   call.layer.ranks, input, {lists[0], lists[1]}, configs, call.workspace,
+                   call.parts.experts, stream};
+  // Slots come first; how many there are is behind the last expert's.
+  enqueue_up(mlp_call, absmax, call.workspace.at<int32_t>(call.parts.offsets) + mlp.gate_up.num_experts);
+  return mlp_call;
 }
 
-struct SharedRows {
-  const uint16_t* rows = nullptr;  // [num_tokens, hidden]
-  const float* gate = nullptr;     // [num_tokens]
+// The shared expert up to h, on the side stream where there is one. Its input is quantised on the main stream, which is
+// what the side stream waits for.
+struct SharedExpert {
+  std::optional<MlpCall> call;  // none: there is no shared expert
+  const float* gate = nullptr;  // [num_tokens]
 };
 
-// The shared expert up to its rows, on the side stream where there is one. Its input is quantised on the main stream,
-// which is what the side stream waits for.
-Result<SharedRows> enqueue_shared(const Call& call, const GemmConfigs& configs) {
-  if (!call.layer.shared) return SharedRows{};
+bool runs_beside(const Call& call) {
+  return call.layer.shared && call.streams.side.handle != nullptr;
+}
+
+Result<SharedExpert> enqueue_shared(const Call& call, const GemmConfigs& configs, float* absmax) {
+  if (!call.layer.shared) return SharedExpert{};
   const DeviceMlp& mlp = *call.layer.shared;
   const int64_t num_tokens = call.batch.num_tokens;
-  const bool beside = call.streams.side.handle != nullptr;
+  const bool beside = runs_beside(call);
   const device::Stream main = call.streams.main;
   const device::Stream stream = beside ? call.streams.side : main;
   kernels::QuantizeTokens quantize;
@@ -161,7 +191,7 @@ Result<SharedRows> enqueue_shared(const Call& call, const GemmConfigs& configs) 
   call.table.quantize_tokens(quantize, main);
   if (beside) QD_TRY_STATUS(device::hand_over(HandOver::kSharedBegins, call.streams.shared_begins, main, stream));
 
-  SharedRows out;
+  SharedExpert out;
   if (call.layer.shared_gate_weight != nullptr) {
     auto* gate = call.workspace.open<float>(call.parts.shared_gate, stream);
     device::before_step("shared_gate", stream);
@@ -169,30 +199,65 @@ Result<SharedRows> enqueue_shared(const Call& call, const GemmConfigs& configs) 
                              stream);
     out.gate = gate;
   }
-  const TileList lists[2] = {single_list(num_tokens), single_list(num_tokens)};
+  const TileList list = single_list(num_tokens);
   const MlpInput input{num_tokens, quantize.act, quantize.act_pitch, quantize.act_scale};
-  out.rows = enqueue_mlp(call.table, mlp, input, lists, configs, call.workspace, call.parts.shared, nullptr, stream);
+  out.call.emplace(MlpCall{
+      call.table, mlp, call.layer.ranks, input, {list, list}, configs, call.workspace, call.parts.shared, stream});
+  enqueue_up(*out.call, absmax);
   return out;
 }
 
-void enqueue_combine(const Call& call, const Routes& routes, const uint16_t* rows, const SharedRows& shared) {
-  kernels::DeviceCombine combine;
+// The absmax of all ranks, on the main stream; the side stream's part goes there and comes back. The events of the
+// other two hand-overs serve again: each wait refers to the record just before it.
+Status exchange_absmax(const Call& call, const Absmax& absmax) {
+  const device::Stream main = call.streams.main, side = call.streams.side;
+  const bool beside = runs_beside(call);
+  if (beside) QD_TRY_STATUS(device::hand_over(HandOver::kSharedSplit, call.streams.shared_ends, side, main));
+  device::before_step("agree_on_absmax", main);
+  QD_TRY_STATUS(call.layer.ranks.tensor->all_reduce_max(absmax.routes, static_cast<size_t>(absmax.count), main));
+  if (beside) QD_TRY_STATUS(device::hand_over(HandOver::kSharedAgreed, call.streams.shared_begins, main, side));
+  return {};
+}
+
+// The rows of both kinds of experts: bf16, or partial rows in fp32.
+struct Rows {
+  const void* routed = nullptr;        // [slots, hidden]
+  const void* shared = nullptr;        // [num_tokens, hidden]
+  const float* shared_gate = nullptr;  // [num_tokens]
+};
+
+template <typename Problem, typename Value>
+Problem combine_problem(const Call& call, const Routes& routes, const Rows& rows, Value* out) {
+  Problem combine;
   combine.num_tokens = call.batch.num_tokens;
   combine.top_k = call.layer.rule.top_k;
   combine.width = call.layer.experts.hidden;
-  combine.rows = rows;
+  combine.rows = static_cast<const Value*>(rows.routed);
   combine.slot = call.workspace.at<int32_t>(call.parts.slot_of_route);
   combine.weight = call.layer.rule.weight_on_input ? nullptr : routes.weights;
-  combine.shared = shared.rows;
-  combine.shared_gate = shared.gate;
-  combine.out = call.batch.out;
-  device::before_step("combine", call.streams.main);
-  call.table.combine(combine, call.streams.main);
+  combine.shared = static_cast<const Value*>(rows.shared);
+  combine.shared_gate = rows.shared_gate;
+  combine.out = out;
+  return combine;
+}
+
+Status enqueue_combine(const Call& call, const Routes& routes, const Rows& rows) {
+  const device::Stream stream = call.streams.main;
+  if (!call.layer.ranks.is_split()) {
+    device::before_step("combine", stream);
+    call.table.combine(combine_problem<kernels::DeviceCombine>(call, routes, rows, call.batch.out), stream);
+    return {};
+  }
+  auto* partial = call.workspace.open<float>(call.parts.partial, stream);
+  device::before_step("combine_partial", stream);
+  call.table.combine_partial(combine_problem<kernels::DeviceCombinePartial>(call, routes, rows, partial), stream);
+  const int64_t count = call.batch.num_tokens * call.layer.experts.hidden;
+  return enqueue_sum(call.table, call.layer.ranks, partial, count, call.batch.out, stream);
 }
 
 Status check_experts_of_rule(const DeviceMoeLayer& layer) {
   QD_TRY_STATUS(check_router_rule(layer.rule));
-  QD_TRY_STATUS(check_device_mlp(layer.experts, "experts"));
+  QD_TRY_STATUS(check_device_mlp(layer.experts, "experts", layer.ranks.is_split()));
   const int64_t here = layer.experts.gate_up.num_experts;
   if (layer.expert_map != nullptr || here == layer.rule.num_experts) return {};
   return make_error(ErrorCode::kInvalidArgument,
@@ -205,7 +270,7 @@ Status check_shared(const DeviceMoeLayer& layer) {
     if (layer.shared_gate_weight == nullptr) return {};
     return make_error(ErrorCode::kInvalidArgument, "a gate of a shared expert, and no shared expert");
   }
-  QD_TRY_STATUS(check_device_mlp(*layer.shared, "shared expert"));
+  QD_TRY_STATUS(check_device_mlp(*layer.shared, "shared expert", layer.ranks.is_split()));
   if (layer.shared->hidden != layer.experts.hidden || layer.shared->gate_up.num_experts != 1) {
     return make_error(ErrorCode::kInvalidArgument,
                       "shared expert: expected 1 expert of hidden size {}, found {} of hidden size {}",
@@ -245,14 +310,24 @@ Status run_device_layer(const kernels::DeviceTable& table, const DeviceMoeLayer&
   }
 
   QD_TRY(call.status, open_status(status, call.workspace, call.parts.status, streams.main));
-  QD_TRY(const SharedRows shared, enqueue_shared(call, shared_configs));
+  const Absmax absmax = open_absmax(call);
+  QD_TRY(const SharedExpert shared, enqueue_shared(call, shared_configs, absmax.shared));
+  Rows rows;
+  rows.shared_gate = shared.gate;
+  // With nothing to wait for the shared expert is enqueued to its end.
+  const bool agrees = layer.ranks.agrees_scale();
+  if (shared.call && !agrees) rows.shared = enqueue_down(*shared.call);
   const Routes routes = enqueue_router(call);
-  const uint16_t* rows = enqueue_experts(call, routes, configs);
-  if (layer.shared && streams.side.handle != nullptr) {
+  const MlpCall experts = enqueue_experts(call, routes, configs, absmax.routes);
+  if (agrees) {
+    QD_TRY_STATUS(exchange_absmax(call, absmax));
+    if (shared.call) rows.shared = enqueue_down(*shared.call, absmax.shared);
+  }
+  rows.routed = enqueue_down(experts, absmax.routes);
+  if (runs_beside(call)) {
     QD_TRY_STATUS(device::hand_over(HandOver::kSharedEnds, streams.shared_ends, streams.side, streams.main));
   }
-  enqueue_combine(call, routes, rows, shared);
-  return {};
+  return enqueue_combine(call, routes, rows);
 }
 
 }  // namespace quadrille::moe

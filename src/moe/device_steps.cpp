@@ -3,6 +3,7 @@
 #include "moe/device_steps.h"
 
 #include "core/check.h"
+#include "parallel/device_communicator.h"
 
 namespace quadrille::moe {
 namespace {
@@ -103,40 +104,69 @@ kernels::DeviceW4A8Gemm gemm_of(const DeviceLinear& linear, const kernels::TileL
   return gemm;
 }
 
-uint16_t* enqueue_mlp(const kernels::DeviceTable& table, const DeviceMlp& mlp, const MlpInput& input,
-                      const kernels::TileList (&lists)[2], const GemmConfigs& configs, const Workspace& workspace,
-                      const MlpParts& parts, uint16_t* rows, device::Stream stream) {
-  auto* hidden = workspace.open<uint16_t>(parts.hidden, stream);
-  kernels::DeviceW4A8Gemm first = gemm_of(mlp.gate_up, lists[0], configs.first);
-  first.act = input.act;
-  first.act_rows = input.num_rows;
-  first.act_pitch = input.pitch;
-  first.act_scale = input.scale;
-  first.block_scale = input.block_scale;
-  first.block_max_m = input.block_max_m;
+void enqueue_up(const MlpCall& call, float* absmax, const int32_t* num_rows_there) {
+  const DeviceMlp& mlp = call.mlp;
+  auto* hidden = call.workspace.open<uint16_t>(call.parts.hidden, call.stream);
+  kernels::DeviceW4A8Gemm first = gemm_of(mlp.gate_up, call.lists[0], call.configs.first);
+  first.act = call.input.act;
+  first.act_rows = call.input.num_rows;
+  first.act_pitch = call.input.pitch;
+  first.act_scale = call.input.scale;
+  first.block_scale = call.input.block_scale;
+  first.block_max_m = call.input.block_max_m;
   first.output = kernels::GemmOutput::kActivated;
   first.activation = mlp.activation;
   first.out = hidden;
   first.out_pitch = mlp.width;
-  device::before_step("gemm1", stream);
-  table.w4a8_gemm(first, stream);
+  device::before_step("gemm1", call.stream);
+  call.table.w4a8_gemm(first, call.stream);
+  if (absmax == nullptr) return;
+  device::before_step("row_absmax", call.stream);
+  call.table.row_absmax({call.input.num_rows, mlp.width, num_rows_there, hidden, absmax}, call.stream);
+}
 
-  auto* act = workspace.open<uint8_t>(parts.second, stream);
-  auto* scale = workspace.open<float>(parts.second_scale, stream);
+void* enqueue_down(const MlpCall& call, const float* absmax, uint16_t* rows) {
+  const DeviceMlp& mlp = call.mlp;
+  const device::Stream stream = call.stream;
+  kernels::QuantizeListed quantize;
+  quantize.list = call.lists[0];
+  quantize.k = mlp.width;
+  quantize.act_pitch = act_pitch(mlp.down.k);
+  quantize.x = call.workspace.at<uint16_t>(call.parts.hidden);
+  quantize.act = call.workspace.open<uint8_t>(call.parts.second, stream);
+  quantize.act_scale = call.workspace.open<float>(call.parts.second_scale, stream);
+  quantize.offset = mlp.down_offset;
+  quantize.absmax = absmax;
   device::before_step("quantize_hidden", stream);
-  table.quantize_listed({lists[0], mlp.width, act_pitch(mlp.width), hidden, act, scale}, stream);
+  call.table.quantize_listed(quantize, stream);
 
-  if (rows == nullptr) rows = workspace.open<uint16_t>(parts.rows, stream);
-  kernels::DeviceW4A8Gemm second = gemm_of(mlp.down, lists[1], configs.second);
-  second.act = act;
-  second.act_rows = input.num_rows;
-  second.act_pitch = act_pitch(mlp.width);
-  second.act_scale = scale;
-  second.out = rows;
+  void* out = rows != nullptr ? rows : call.workspace.open<uint16_t>(call.parts.rows, stream);
+  kernels::DeviceW4A8Gemm second = gemm_of(mlp.down, call.lists[1], call.configs.second);
+  second.act = quantize.act;
+  second.act_rows = call.input.num_rows;
+  second.act_pitch = quantize.act_pitch;
+  second.act_scale = quantize.act_scale;
+  second.out = out;
   second.out_pitch = mlp.hidden;
+  set_row_parallel(call.ranks, &second);
   device::before_step("gemm2", stream);
-  table.w4a8_gemm(second, stream);
-  return rows;
+  call.table.w4a8_gemm(second, stream);
+  return out;
+}
+
+void set_row_parallel(const DeviceRanks& ranks, kernels::DeviceW4A8Gemm* gemm) {
+  if (!ranks.is_split()) return;
+  gemm->output = kernels::GemmOutput::kRowsF32;
+  if (!ranks.adds_bias()) gemm->bias = nullptr;
+}
+
+Status enqueue_sum(const kernels::DeviceTable& table, const DeviceRanks& ranks, float* x, int64_t count, uint16_t* out,
+                   device::Stream stream) {
+  device::before_step("sum_over_ranks", stream);
+  QD_TRY_STATUS(ranks.tensor->all_reduce_sum(x, static_cast<size_t>(count), stream));
+  device::before_step("round_sum", stream);
+  table.round_to_bf16({count, x, out}, stream);
+  return {};
 }
 
 Result<uint32_t*> open_status(uint32_t* status, const Workspace& workspace, const Part& part, device::Stream stream) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The steps that the forms of the device layer share: choice of tiles, tile lists, and the two products of an MLP with
-// the activation and the quantisation between them. Called by device_layer.cpp and device_forms.cpp.
+// the activation and the quantisation between them. Called by device_layer.cpp, device_forms.cpp and
+// device_row_parallel.cpp.
 #pragma once
 
 #include "moe/device_workspace.h"
@@ -36,11 +37,33 @@ struct MlpInput {
   int64_t block_max_m = 0;
 };
 
-// Enqueues GEMM1 with activation, quantisation, GEMM2. `rows` [num_rows, hidden] bf16; null: the workspace's own.
-// Returns the rows.
-uint16_t* enqueue_mlp(const kernels::DeviceTable& table, const DeviceMlp& mlp, const MlpInput& input,
-                      const kernels::TileList (&lists)[2], const GemmConfigs& configs, const Workspace& workspace,
-                      const MlpParts& parts, uint16_t* rows, device::Stream stream);
+// The two halves of an MLP, between which tensor-parallel ranks exchange the absmax of their rows.
+struct MlpCall {
+  const kernels::DeviceTable& table;
+  const DeviceMlp& mlp;
+  const DeviceRanks& ranks;
+  MlpInput input;
+  kernels::TileList lists[2];  // of the two products
+  GemmConfigs configs;
+  const Workspace& workspace;
+  const MlpParts& parts;
+  device::Stream stream;
+};
+
+// GEMM1 with activation. `absmax` [num_rows] or null: where the absmax of each row of h goes; rows from
+// *num_rows_there on (null: all are there) get 0.
+void enqueue_up(const MlpCall& call, float* absmax = nullptr, const int32_t* num_rows_there = nullptr);
+
+// Quantisation with the given absmax of whole rows (null: with the rows' own), GEMM2. Returns the rows [num_rows,
+// hidden]: bf16 in `rows` (null: in the workspace); with tensor-parallel ranks partial rows in fp32 in the workspace.
+void* enqueue_down(const MlpCall& call, const float* absmax = nullptr, uint16_t* rows = nullptr);
+
+// One row-parallel product: partial rows in fp32 and the bias from rank 0 where there are tensor-parallel ranks.
+void set_row_parallel(const DeviceRanks& ranks, kernels::DeviceW4A8Gemm* gemm);
+
+// x [count] fp32 on all ranks -> their sum in rank order, rounded into `out`.
+Status enqueue_sum(const kernels::DeviceTable& table, const DeviceRanks& ranks, float* x, int64_t count, uint16_t* out,
+                   device::Stream stream);
 
 // The problem of one product but for its rows and its output.
 kernels::DeviceW4A8Gemm gemm_of(const DeviceLinear& linear, const kernels::TileList& list, int32_t config);

@@ -28,14 +28,14 @@ class Cursor {
   size_t end_ = 0;
 };
 
-MlpParts plan_mlp(const DeviceMlp& mlp, int64_t rows, Cursor* cursor) {
+MlpParts plan_mlp(const DeviceMlp& mlp, int64_t rows, bool is_split, Cursor* cursor) {
   MlpParts parts;
   const size_t begin = cursor->end();
   parts.act = cursor->take(rows, act_pitch(mlp.hidden));
   parts.act_scale = cursor->take(rows, sizeof(float));
   parts.hidden = cursor->take(rows, 2 * mlp.width);
-  parts.rows = cursor->over(begin, rows, 2 * mlp.hidden);
-  parts.second = cursor->take(rows, act_pitch(mlp.width));
+  parts.rows = cursor->over(begin, rows, (is_split ? 4 : 2) * mlp.hidden);
+  parts.second = cursor->take(rows, act_pitch(mlp.down.k));
   parts.second_scale = cursor->take(rows, sizeof(float));
   return parts;
 }
@@ -64,10 +64,15 @@ LayerParts plan_layer_parts(const DeviceMoeLayer& layer, int64_t num_tokens) {
   parts.slot_of_route = cursor.take(routes, sizeof(int32_t));
   parts.scratch = cursor.take(kernels::plan_scratch_ints(routes, experts), sizeof(int32_t));
   parts.lists = plan_lists(kernels::max_route_tiles(routes, experts, kMinTileTokens), &cursor);
-  parts.experts = plan_mlp(layer.experts, routes, &cursor);
+  const bool is_split = layer.ranks.is_split();
+  parts.experts = plan_mlp(layer.experts, routes, is_split, &cursor);
   if (layer.shared) {
-    parts.shared = plan_mlp(*layer.shared, num_tokens, &cursor);
+    parts.shared = plan_mlp(*layer.shared, num_tokens, is_split, &cursor);
     parts.shared_gate = cursor.take(num_tokens, sizeof(float));
+  }
+  if (is_split) {
+    parts.absmax = cursor.take(routes + (layer.shared ? num_tokens : 0), sizeof(float));
+    parts.partial = cursor.take(num_tokens * layer.experts.hidden, sizeof(float));
   }
   parts.total = cursor.end();
   return parts;
@@ -81,17 +86,21 @@ MaskedParts plan_masked_parts(const DeviceMlp& mlp, int64_t max_m) {
   parts.status = cursor.take(1, sizeof(uint32_t));
   parts.lists = plan_lists(experts * ((max_m + kMinTileTokens - 1) / kMinTileTokens), &cursor);
   parts.experts.hidden = cursor.take(rows, 2 * mlp.width);
-  parts.experts.second = cursor.take(rows, act_pitch(mlp.width));
+  parts.experts.second = cursor.take(rows, act_pitch(mlp.down.k));
   parts.experts.second_scale = cursor.take(rows, sizeof(float));
   parts.total = cursor.end();
   return parts;
 }
 
-LinearParts plan_linear_parts(const DeviceLinear& linear, int64_t num_rows) {
+LinearParts plan_linear_parts(const DeviceLinear& linear, int64_t num_rows, const DeviceRanks& ranks) {
   Cursor cursor;
   LinearParts parts;
   parts.act = cursor.take(num_rows, act_pitch(linear.k));
   parts.act_scale = cursor.take(num_rows, sizeof(float));
+  if (ranks.is_split()) {
+    parts.absmax = cursor.take(num_rows, sizeof(float));
+    parts.partial = cursor.take(num_rows * linear.n, sizeof(float));
+  }
   parts.total = cursor.end();
   return parts;
 }

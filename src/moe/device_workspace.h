@@ -29,9 +29,9 @@ struct MlpParts {
   Part act;           // [rows, act_pitch(hidden)] e4m3
   Part act_scale;     // [rows] fp32
   Part hidden;        // [rows, width] bf16
-  Part second;        // [rows, act_pitch(width)] e4m3
+  Part second;        // [rows, act_pitch(down.k)] e4m3
   Part second_scale;  // [rows] fp32
-  Part rows;          // [rows, hidden] bf16
+  Part rows;          // [rows, hidden] bf16; fp32 with tensor-parallel ranks
 };
 
 // A tile list for each of the two products; one is used where both have tiles of equal size.
@@ -47,6 +47,9 @@ struct LayerParts {
   MlpParts experts;
   MlpParts shared;
   Part shared_gate;  // [tokens] fp32
+  // With tensor-parallel ranks:
+  Part absmax;   // [routes], then [tokens] of the shared expert: one exchange
+  Part partial;  // [tokens, hidden] fp32: what the ranks add
   size_t total = 0;
 };
 LayerParts plan_layer_parts(const DeviceMoeLayer& layer, int64_t num_tokens);
@@ -61,9 +64,10 @@ MaskedParts plan_masked_parts(const DeviceMlp& mlp, int64_t max_m);
 
 struct LinearParts {
   Part act, act_scale;
+  Part absmax, partial;  // with tensor-parallel ranks: [rows], [rows, n] fp32
   size_t total = 0;
 };
-LinearParts plan_linear_parts(const DeviceLinear& linear, int64_t num_rows);
+LinearParts plan_linear_parts(const DeviceLinear& linear, int64_t num_rows, const DeviceRanks& ranks = {});
 
 // The caller's memory, part by part.
 class Workspace {

@@ -33,15 +33,23 @@ bool has_bias(const DeviceW4Source& s) {
   return s.experts[0].bias[0] != nullptr;
 }
 
+// Whether the channel scales are those of unsharded rows.
+bool has_row_absmax(const DeviceW4Source& s) {
+  return s.numerics == Numerics::kVllm && s.experts[0].row_absmax != nullptr;
+}
+
 // Bytes of one part of one expert, and where they lie in a staging slot.
 struct PartBytes {
-  int64_t codes, scales, bias;
-  int64_t size() const { return align_up(codes, 256) + align_up(scales, 256) + align_up(bias, 256); }
+  int64_t codes, scales, bias, row_absmax;
+  int64_t size() const {
+    return align_up(codes, 256) + align_up(scales, 256) + align_up(bias, 256) + align_up(row_absmax, 256);
+  }
 };
 
 PartBytes part_bytes(const DeviceW4Source& s) {
   return {s.part_n * (s.source == W4Source::kInt8 ? s.k : s.k / 2),
-          s.part_n * layout::num_groups(s.k, s.group_size) * 2, has_bias(s) ? s.part_n * 4 : 0};
+          s.part_n * layout::num_groups(s.k, s.group_size) * 2, has_bias(s) ? s.part_n * 4 : 0,
+          has_row_absmax(s) ? s.part_n * 4 : 0};
 }
 
 Status check_shape(const DeviceW4Source& s) {
@@ -79,6 +87,21 @@ Status check_pointer(const void* pointer, uint64_t alignment, size_t expert, int
   return {};
 }
 
+Status check_row_absmax(const DeviceW4Source& s, size_t e, uint64_t alignment) {
+  if (s.numerics != Numerics::kVllm) return {};
+  const void* pointer = s.experts[e].row_absmax;
+  if ((pointer != nullptr) != has_row_absmax(s)) {
+    return make_error(ErrorCode::kInvalidArgument, "expert {}: either every expert has a row_absmax or none", e);
+  }
+  if (pointer == nullptr) return {};
+  if (s.num_parts != 1) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "expert {}: a row_absmax belongs to a row-parallel matrix alone, found {} matrices", e,
+                      s.num_parts);
+  }
+  return check_pointer(pointer, alignment, e, 0, "row_absmax");
+}
+
 // Host memory is copied, so it may lie anywhere; device memory is read in words.
 Status check_pointers(const DeviceW4Source& s) {
   const uint64_t word = s.on_host ? 1 : 4, half = s.on_host ? 1 : 2;
@@ -93,6 +116,7 @@ Status check_pointers(const DeviceW4Source& s) {
       }
       if (has_bias(s)) QD_TRY_STATUS(check_pointer(expert.bias[part], word, e, part, "bias"));
     }
+    QD_TRY_STATUS(check_row_absmax(s, e, word));
   }
   return {};
 }
@@ -173,6 +197,7 @@ void set_expert(DevicePrepareW4& p, int64_t index, const DeviceW4Expert& expert)
     p.scales[index][part] = expert.scales[part];
     p.bias[index][part] = expert.bias[part];
   }
+  if (p.numerics == Numerics::kVllm) p.row_absmax[index] = expert.row_absmax;
 }
 
 void prepare_from_device(const kernels::DeviceTable& table, const DeviceW4Source& s, const DeviceW4Destination& d,
@@ -203,6 +228,9 @@ Result<DeviceW4Expert> copy_expert(const DeviceW4Source& s, const DeviceW4Expert
     QD_TRY(there.scales[part], copy(expert.scales[part], bytes.scales));
     if (bytes.bias > 0) {
       QD_TRY(there.bias[part], copy(expert.bias[part], bytes.bias));
+    }
+    if (bytes.row_absmax > 0) {
+      QD_TRY(there.row_absmax, copy(expert.row_absmax, bytes.row_absmax));
     }
   }
   return there;

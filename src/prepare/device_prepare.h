@@ -19,6 +19,9 @@ struct DeviceW4Expert {
   const void* codes[2] = {};   // [part_n, k/8] I32, or [part_n, k] I8
   const void* scales[2] = {};  // [part_n, groups] bf16
   const void* bias[2] = {};    // [part_n] fp32 or null (all experts or none)
+  // A row-parallel shard of `vllm` (one part): [part_n] fp32, the absmax of the scales of the unsharded row, from which
+  // its channel scale is made (CanonicalW4::row_absmax); or null, all experts or none. `exact` does not read it.
+  const void* row_absmax = nullptr;
 };
 
 struct DeviceW4Source {
@@ -57,7 +60,8 @@ struct PrepareStreams {
 };
 
 // Enqueues everything and returns. `staging`: device memory of staging_bytes, free again when `done` has passed.
-// `status`: device word of kernels::StatusBit (kStatusBadScale, kStatusBadCode), read by the caller when it likes.
+// `status`: device word of kernels::StatusBit (kStatusBadScale, also for a row_absmax that is not finite or below a
+// scale of its row; kStatusBadCode), read by the caller when it likes.
 Status prepare_on_device(const kernels::DeviceTable& table, const DeviceW4Source& source,
                          const DeviceW4Destination& destination, void* staging, const PrepareStreams& streams,
                          uint32_t* status);

@@ -125,14 +125,34 @@ struct QuantizeTokens {
   float* act_scale = nullptr;              // out [rows]
 };
 
-// The same for rows that a tile list names (the activated rows between the two products).
+// The same for rows that a tile list names (the activated rows between the two products). Of a shard: the k columns go
+// to columns [offset, offset + k) of act, the others up to act_pitch are written as 0.
 struct QuantizeListed {
   TileList list;
   int64_t k = 0;
   int64_t act_pitch = 0;
-  const uint16_t* x = nullptr;  // [rows, k] bf16
-  uint8_t* act = nullptr;       // out [rows, act_pitch] e4m3
-  float* act_scale = nullptr;   // out [rows]
+  const uint16_t* x = nullptr;    // [rows, k] bf16
+  uint8_t* act = nullptr;         // out [rows, act_pitch] e4m3
+  float* act_scale = nullptr;     // out [rows]
+  int64_t offset = 0;             // a multiple of 8
+  const float* absmax = nullptr;  // [rows] of the whole row, not below that of x; null: that of x
+};
+
+// absmax[r] = the largest magnitude of row r (numerics::absmax_step: NaN is passed over), 0 for rows that are not
+// there.
+struct RowAbsmax {
+  int64_t num_rows = 0;                 // of absmax; those of x that are there come first
+  int64_t k = 0;                        // a multiple of 8
+  const int32_t* rows_there = nullptr;  // [1] how many rows x has; null: num_rows
+  const uint16_t* x = nullptr;          // [rows there, k] bf16, 16-byte aligned
+  float* absmax = nullptr;              // out [num_rows]
+};
+
+// out = bf16(x), elementwise.
+struct RoundToBf16 {
+  int64_t count = 0;
+  const float* x = nullptr;  // [count]
+  uint16_t* out = nullptr;   // [count]
 };
 
 // acc = +0; acc = fmaf(weight[t, j], row[slot[t, j]], acc) for j ascending where slot >= 0; then the shared expert with
@@ -147,6 +167,19 @@ struct DeviceCombine {
   const uint16_t* shared = nullptr;    // [num_tokens, width] bf16 or null
   const float* shared_gate = nullptr;  // [num_tokens] or null: 1
   uint16_t* out = nullptr;             // [num_tokens, width] bf16
+};
+
+// The same chain over the partial rows of a tensor-parallel rank, not rounded: what the ranks add. Rows on 16 bytes.
+struct DeviceCombinePartial {
+  int64_t num_tokens = 0;
+  int64_t top_k = 0;
+  int64_t width = 0;                   // H, a multiple of 8
+  const float* rows = nullptr;         // [slots, width]
+  const int32_t* slot = nullptr;       // [num_tokens, top_k]
+  const float* weight = nullptr;       // [num_tokens, top_k]; null: 1
+  const float* shared = nullptr;       // [num_tokens, width] or null
+  const float* shared_gate = nullptr;  // [num_tokens] or null: 1
+  float* out = nullptr;                // [num_tokens, width], NaN canonical
 };
 
 // --- The grouped product ---------------------------------------------------------------------------------------------
@@ -228,7 +261,11 @@ struct DevicePrepareW4 {
   // Per expert and part [part_n] fp32, aligned to 4 bytes; read where prepared_bias is set.
   const void* bias[kMaxPrepareExperts][2] = {};
   float* prepared_bias = nullptr;  // out [num_experts, padded_n] in the order of the prepared rows, 0 behind n; or null
-  uint32_t* status = nullptr;      // [1] StatusBit
+  // vllm, one part: per expert [part_n] fp32, aligned to 4 bytes, the absmax of the scales of the unsharded row, which
+  // makes the channel scale of a row-parallel shard; null: that of the row's own scales. kStatusBadScale where it is
+  // below those or not finite.
+  const void* row_absmax[kMaxPrepareExperts] = {};
+  uint32_t* status = nullptr;  // [1] StatusBit
 };
 
 }  // namespace quadrille::kernels

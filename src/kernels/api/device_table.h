@@ -22,8 +22,11 @@ struct DeviceTable {
   void (*route_tokens)(const DeviceRouteTokens&, device::Stream);
   void (*quantize_tokens)(const QuantizeTokens&, device::Stream);
   void (*quantize_listed)(const QuantizeListed&, device::Stream);
+  void (*row_absmax)(const RowAbsmax&, device::Stream);
+  void (*round_to_bf16)(const RoundToBf16&, device::Stream);
   void (*w4a8_gemm)(const DeviceW4A8Gemm&, device::Stream);
   void (*combine)(const DeviceCombine&, device::Stream);
+  void (*combine_partial)(const DeviceCombinePartial&, device::Stream);
   void (*reduce_ranks)(const ReduceRanks&, device::Stream);
 
   // The closed list of compiled tiles, and the choice for `num_rows` rows over `num_experts` experts.

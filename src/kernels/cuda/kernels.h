@@ -17,9 +17,12 @@ void plan_masked(const PlanMasked& p, device::Stream stream);
 void router_logits(const DeviceRouterLogits& p, device::Stream stream);
 void route_tokens(const DeviceRouteTokens& p, device::Stream stream);
 void combine(const DeviceCombine& p, device::Stream stream);
+void combine_partial(const DeviceCombinePartial& p, device::Stream stream);
 // rowwise/
 void quantize_tokens(const QuantizeTokens& p, device::Stream stream);
 void quantize_listed(const QuantizeListed& p, device::Stream stream);
+void row_absmax(const RowAbsmax& p, device::Stream stream);
+void round_to_bf16(const RoundToBf16& p, device::Stream stream);
 // ranks/
 void reduce_ranks(const ReduceRanks& p, device::Stream stream);
 // w4a8_gemm/

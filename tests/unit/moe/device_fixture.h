@@ -71,12 +71,13 @@ class DeviceLayerTest : public ::testing::Test {
         }
       }
       for (const Span& read : call.reads) {
-        for (const Span& write : call.writes) EXPECT_FALSE(read.meets(write)) << call.name;
+        const bool in_place = call.name.starts_with("all_reduce");
+        for (const Span& write : call.writes) EXPECT_TRUE(in_place || !read.meets(write)) << call.name;
       }
     }
   }
   // What a call reads from the workspace was written before, and by nobody else since: each read finds as its last
-  // writer a call that wrote exactly that part's beginning.
+  // writer a call that wrote exactly that part's beginning, or all of it.
   void expect_reads_find_their_writers() const {
     for (size_t i = 0; i < record.calls.size(); ++i) {
       for (const Span& read : record.calls[i].reads) {
@@ -85,7 +86,7 @@ class DeviceLayerTest : public ::testing::Test {
         for (size_t j = i; j-- > 0 && !found;) {
           for (const Span& write : record.calls[j].writes) {
             if (!write.meets(read)) continue;
-            EXPECT_EQ(write.begin, read.begin)
+            EXPECT_TRUE(write.begin == read.begin || (write.begin < read.begin && read.end <= write.end))
                 << record.calls[i].name << " reads what " << record.calls[j].name << " wrote over";
             found = true;
           }

@@ -10,6 +10,7 @@
 
 #include "kernels/api/device_table.h"
 #include "moe/device_workspace.h"
+#include "parallel/device_communicator.h"
 
 namespace quadrille::testing {
 
@@ -35,6 +36,9 @@ struct Recording {
   std::vector<kernels::PlanRoutes> plans;
   std::vector<kernels::QuantizeTokens> quantized;
   std::vector<kernels::DeviceCombine> combined;
+  std::vector<kernels::DeviceCombinePartial> combined_partial;
+  std::vector<kernels::QuantizeListed> quantized_listed;
+  std::vector<kernels::RowAbsmax> absmax;
   std::vector<kernels::DeviceRouteTokens> routed;
   std::array<int32_t, 2> choice = {1, 1};  // by choose_w4a8's n: below 1000, others
   std::vector<std::string> names() const {
@@ -74,7 +78,16 @@ inline void record_gemm(const kernels::DeviceW4A8Gemm& p, device::Stream stream)
   reads.push_back(span_of(p.act, p.act_rows * p.act_pitch));
   reads.push_back(span_of(p.act_scale, p.act_rows * 4));
   record(p.output == kernels::GemmOutput::kActivated ? "gemm1" : "gemm2", stream, reads,
-         {span_of(p.out, p.act_rows * width * 2)});
+         {span_of(p.out, p.act_rows * width * (p.output == kernels::GemmOutput::kRowsF32 ? 4 : 2))});
+}
+
+inline void record_combine_partial(const kernels::DeviceCombinePartial& p, device::Stream stream) {
+  recording->combined_partial.push_back(p);
+  const int64_t routes = p.num_tokens * p.top_k;
+  record("combine_partial", stream,
+         {span_of(p.rows, routes * p.width * 4), span_of(p.slot, routes * 4), span_of(p.weight, routes * 4),
+          span_of(p.shared, p.num_tokens * p.width * 4), span_of(p.shared_gate, p.num_tokens * 4)},
+         {span_of(p.out, p.num_tokens * p.width * 4)});
 }
 
 inline kernels::DeviceTable recording_table() {
@@ -101,9 +114,15 @@ inline kernels::DeviceTable recording_table() {
            {span_of(p.act, rows * p.act_pitch), span_of(p.act_scale, rows * 4)});
   };
   table.quantize_listed = [](const kernels::QuantizeListed& p, device::Stream stream) {
-    const int64_t rows = recording->gemms.back().act_rows;
+    recording->quantized_listed.push_back(p);
+    // Rows: those of a tile list are the slots of the last plan.
+    const int64_t rows = p.list.tiles == nullptr ? p.list.num_rows
+                         : recording->plans.empty()
+                             ? recording->gemms.back().act_rows
+                             : recording->plans.back().num_tokens * recording->plans.back().top_k;
     std::vector<Span> reads = list_spans(p.list);
     reads.push_back(span_of(p.x, rows * p.k * 2));
+    reads.push_back(span_of(p.absmax, rows * 4));
     record("quantize_listed", stream, reads, {span_of(p.act, rows * p.act_pitch), span_of(p.act_scale, rows * 4)});
   };
   table.w4a8_gemm = record_gemm;
@@ -115,11 +134,51 @@ inline kernels::DeviceTable recording_table() {
             span_of(p.shared, p.num_tokens * p.width * 2), span_of(p.shared_gate, p.num_tokens * 4)},
            {span_of(p.out, p.num_tokens * p.width * 2)});
   };
+  table.combine_partial = record_combine_partial;
+  table.row_absmax = [](const kernels::RowAbsmax& p, device::Stream stream) {
+    recording->absmax.push_back(p);
+    record("row_absmax", stream, {span_of(p.x, p.num_rows * p.k * 2)}, {span_of(p.absmax, p.num_rows * 4)});
+  };
+  table.round_to_bf16 = [](const kernels::RoundToBf16& p, device::Stream stream) {
+    record("round_to_bf16", stream, {span_of(p.x, p.count * 4)}, {span_of(p.out, p.count * 2)});
+  };
   table.w4a8_configs = [] { return std::span<const kernels::GemmConfig>(kFakeConfigs); };
   table.choose_w4a8 = [](int64_t n, int64_t, int64_t, int64_t, kernels::Numerics, int64_t) {
     return recording->choice[n < 1000 ? 0 : 1];
   };
   return table;
 }
+
+// A rank whose two reductions are written down; the others are not for the layer.
+class RecordingRank final : public parallel::DeviceCommunicator {
+ public:
+  RecordingRank(int rank, int size) : DeviceCommunicator(rank, size) {}
+  const char* body() const override { return "recording"; }
+  Status all_reduce_sum(float* data, size_t count, device::Stream stream) override {
+    return reduce("all_reduce_sum", data, count, stream);
+  }
+  Status all_reduce_max(float* data, size_t count, device::Stream stream) override {
+    return reduce("all_reduce_max", data, count, stream);
+  }
+  Status all_gather(const void*, size_t, void*, device::Stream) override { return refused(); }
+  Status all_gather_v(const void*, std::span<const size_t>, void*, device::Stream) override { return refused(); }
+  Status reduce_scatter_sum(const float*, std::span<const size_t>, float*, device::Stream) override {
+    return refused();
+  }
+  Status all_to_all_v(const void*, std::span<const size_t>, void*, std::span<const size_t>, device::Stream) override {
+    return refused();
+  }
+  Status broadcast(void*, size_t, int, device::Stream) override { return refused(); }
+  Status barrier(device::Stream) override { return refused(); }
+  Status check() override { return {}; }
+
+ private:
+  static Status reduce(const char* name, float* data, size_t count, device::Stream stream) {
+    const Span span = span_of(data, static_cast<int64_t>(count * sizeof(float)));
+    recording->calls.push_back({name, stream.handle, {span}, {span}});
+    return {};
+  }
+  static Status refused() { return make_error(ErrorCode::kUnsupported, "a collective that no layer asks for"); }
+};
 
 }  // namespace quadrille::testing

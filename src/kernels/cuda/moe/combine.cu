@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The rows of a token's experts, added in slot order: eight columns a thread, up to eight rows in flight.
+// The rows of a token's experts, added in slot order: 16 bytes of a row a thread, up to eight rows in flight. Rows are
+// bf16, or the fp32 partial rows of a tensor-parallel rank.
 #include "core/check.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.h"
@@ -9,12 +10,14 @@
 namespace quadrille::kernels::cuda {
 namespace {
 
-constexpr int kColumns = 8;  // of a thread: 16 bytes
-constexpr int kAtOnce = 8;   // rows whose loads do not wait for each other
+constexpr int kAtOnce = 8;  // rows whose loads do not wait for each other
 constexpr int kMostThreads = 256;
 
-struct Columns {
-  float sum[kColumns];
+// What a thread adds of rows of bf16 codes: eight columns, 16 bytes.
+struct Bf16Columns {
+  using Value = uint16_t;
+  static constexpr int kColumns = 8;
+  float sum[kColumns] = {};
 
   __device__ __forceinline__ void add(float weight, const uint4& row) {
     const uint32_t word[4] = {row.x, row.y, row.z, row.w};
@@ -27,15 +30,33 @@ struct Columns {
   __device__ __forceinline__ uint32_t rounded(int i) const {
     return numerics::bf16_from_f32(sum[2 * i]) | static_cast<uint32_t>(numerics::bf16_from_f32(sum[2 * i + 1])) << 16;
   }
+  __device__ __forceinline__ uint4 result() const { return make_uint4(rounded(0), rounded(1), rounded(2), rounded(3)); }
 };
 
-__device__ __forceinline__ uint4 load_row(const uint16_t* rows, int64_t row, int64_t width, int64_t column) {
+// And of fp32 rows: four columns, not rounded.
+struct F32Columns {
+  using Value = float;
+  static constexpr int kColumns = 4;
+  float sum[kColumns] = {};
+
+  __device__ __forceinline__ void add(float weight, const uint4& row) {
+    const uint32_t word[4] = {row.x, row.y, row.z, row.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] = numerics::combine_step(weight, numerics::float_of(word[i]), sum[i]);
+  }
+  __device__ __forceinline__ uint32_t bits(int i) const { return numerics::bits_of(numerics::canonical(sum[i])); }
+  __device__ __forceinline__ uint4 result() const { return make_uint4(bits(0), bits(1), bits(2), bits(3)); }
+};
+
+template <typename Value>
+__device__ __forceinline__ uint4 load_row(const Value* rows, int64_t row, int64_t width, int64_t column) {
   return __ldg(reinterpret_cast<const uint4*>(rows + row * width + column));
 }
 
-__global__ void __launch_bounds__(kMostThreads) combine_kernel(DeviceCombine p) {
+template <typename Columns, typename Problem>
+__global__ void __launch_bounds__(kMostThreads) combine_kernel(Problem p) {
   const int64_t t = blockIdx.x;
-  const int64_t column = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * kColumns;
+  const int64_t column = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * Columns::kColumns;
   if (column >= p.width) return;
   uint4 shared_row = {};
   float gate = 1.0f;
@@ -64,27 +85,36 @@ __global__ void __launch_bounds__(kMostThreads) combine_kernel(DeviceCombine p) 
     }
   }
   if (p.shared != nullptr) columns.add(gate, shared_row);
-  *reinterpret_cast<uint4*>(p.out + t * p.width + column) =
-      make_uint4(columns.rounded(0), columns.rounded(1), columns.rounded(2), columns.rounded(3));
+  *reinterpret_cast<uint4*>(p.out + t * p.width + column) = columns.result();
 }
 
 bool on_16_bytes(const void* memory) {
   return reinterpret_cast<uintptr_t>(memory) % 16 == 0;
 }
 
+template <typename Columns, typename Problem>
+void launch(const Problem& p, device::Stream stream) {
+  QD_CHECK(p.num_tokens >= 0 && p.num_tokens <= INT32_MAX && p.top_k >= 0, "shapes of the combine");
+  QD_CHECK(p.width >= 8 && p.width % 8 == 0, "a width that is a multiple of 8");
+  QD_CHECK(on_16_bytes(p.rows) && on_16_bytes(p.shared) && on_16_bytes(p.out), "rows on 16 bytes");
+  if (p.num_tokens == 0) return;
+  const int64_t pieces = p.width / Columns::kColumns;
+  const int64_t warps = (pieces + 31) / 32;
+  const int threads = warps < kMostThreads / 32 ? static_cast<int>(warps) * 32 : kMostThreads;
+  const dim3 grid(static_cast<unsigned>(p.num_tokens), ceil_div(pieces, threads));
+  QD_CHECK(grid.y <= 65535, "a width of at most 67 million");
+  combine_kernel<Columns, Problem><<<grid, threads, 0, native(stream)>>>(p);
+  check_launch("combine");
+}
+
 }  // namespace
 
 void combine(const DeviceCombine& p, device::Stream stream) {
-  QD_CHECK(p.num_tokens >= 0 && p.num_tokens <= INT32_MAX && p.top_k >= 0, "shapes of the combine");
-  QD_CHECK(p.width >= kColumns && p.width % kColumns == 0, "a width that is a multiple of 8");
-  QD_CHECK(on_16_bytes(p.rows) && on_16_bytes(p.shared) && on_16_bytes(p.out), "rows on 16 bytes");
-  if (p.num_tokens == 0) return;
-  const int64_t warps = (p.width / kColumns + 31) / 32;
-  const int threads = warps < kMostThreads / 32 ? static_cast<int>(warps) * 32 : kMostThreads;
-  const dim3 grid(static_cast<unsigned>(p.num_tokens), ceil_div(p.width / kColumns, threads));
-  QD_CHECK(grid.y <= 65535, "a width of at most 134 million");
-  combine_kernel<<<grid, threads, 0, native(stream)>>>(p);
-  check_launch("combine");
+  launch<Bf16Columns>(p, stream);
+}
+
+void combine_partial(const DeviceCombinePartial& p, device::Stream stream) {
+  launch<F32Columns>(p, stream);
 }
 
 }  // namespace quadrille::kernels::cuda

@@ -18,7 +18,8 @@ namespace {
 using layout::kRecordRows;
 using layout::W4Hopper64;
 
-constexpr int kMaxGroups = 4;                    // of a record
+constexpr int kMaxGroups = 4;  // of a record
+constexpr float kLargestF32 = 0x1.fffffep127f;
 static_assert(sizeof(DevicePrepareW4) <= 4096);  // what a launch carries on every driver
 
 struct __align__(16) Tile {
@@ -31,8 +32,20 @@ __device__ __forceinline__ bool is_finite_bf16(uint16_t scale) {
   return (scale & 0x7f80u) != 0x7f80u;
 }
 
+// The absmax of a row whose own scales reach `own`: that of the unsharded row where it is given (one part, rows in
+// their order). `bad`: it cannot be the absmax of these scales.
+__device__ __forceinline__ float channel_absmax(const RowBlock& block, const float* whole_rows, int r, float own,
+                                                bool& bad) {
+  const int64_t row = block.first_row + r;
+  if (whole_rows == nullptr || row >= block.map.n) return own;
+  const float whole = __ldg(whole_rows + row);
+  bad = bad || !(whole >= own && whole <= kLargestF32);
+  return whole;
+}
+
 // vllm: the channel scales of 64 rows, four threads a row; written out by the first of the blocks that share the rows.
-__device__ __forceinline__ void load_channel_scales(const RowBlock& block, float* out, Tile& tile) {
+__device__ __forceinline__ void load_channel_scales(const RowBlock& block, const float* whole_rows, float* out,
+                                                    Tile& tile, bool& bad) {
   const int r = static_cast<int>(threadIdx.x) / 4;
   const int64_t groups = layout::num_groups(block.map.k, block.map.group_size);
   const uint16_t* scales = block.row<uint16_t>(block.scales, r, groups);
@@ -43,6 +56,7 @@ __device__ __forceinline__ void load_channel_scales(const RowBlock& block, float
   absmax = numerics::absmax_step(absmax, __shfl_xor_sync(0xffffffffu, absmax, 1));
   absmax = numerics::absmax_step(absmax, __shfl_xor_sync(0xffffffffu, absmax, 2));
   if (threadIdx.x % 4 != 0) return;
+  absmax = channel_absmax(block, whole_rows, r, absmax, bad);
   const float channel = numerics::channel_scale_of_absmax(absmax);
   tile.channel[r] = channel;
   if (out != nullptr) out[r] = scales != nullptr ? numerics::channel_scale8(channel) : 0.0f;
@@ -149,15 +163,16 @@ __global__ void __launch_bounds__(kPrepareThreads, 4)
     const void* bias[2] = {p.bias[expert][0], p.bias[expert][1]};
     write_bias(block, bias, p.prepared_bias + out_row);
   }
+  bool bad_scale = false, bad_code = false;
   if (kVllm) {
-    load_channel_scales(block, is_first ? p.channel_scale + out_row : nullptr, tile);
+    const auto* whole_rows = static_cast<const float*>(p.row_absmax[expert]);
+    load_channel_scales(block, whole_rows, is_first ? p.channel_scale + out_row : nullptr, tile, bad_scale);
     __syncthreads();  // tile.channel: written above, read by load_scales
   }
   const bool aligned = rows_are_aligned(block, kInt8 ? p.k : p.k / 2);
   const int64_t records = block.map.k_records();
   const int64_t begin = blockIdx.y * chunks_per_block * kChunkRecords;
   const int64_t end = min(records, begin + chunks_per_block * kChunkRecords);
-  bool bad_scale = false, bad_code = false;
   for (int64_t record = begin; record < end; record += kChunkRecords) {
     load_codes<kInt8>(block, record, aligned, tile, bad_code);
     load_scales<kVllm>(block, record, tile, bad_scale);

@@ -7,27 +7,21 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/rowwise/e4m3_pack.cuh"
 #include "kernels/cuda/rowwise/quotient.h"
+#include "kernels/cuda/rowwise/row_maximum.cuh"
 #include "numerics/act_quant.h"
 #include "numerics/bf16.h"
 
 namespace quadrille::kernels::cuda {
 namespace {
 
-constexpr int kLanes = 32;
-constexpr int kColumns = 8;  // of a vector: 16 bytes of x, 8 bytes of codes
+constexpr int kLanes = kWarpLanes;
+constexpr int kColumns = kVectorColumns;  // of a vector: 16 bytes of x, 8 bytes of codes
 constexpr int kMostThreads = 1024;
 constexpr int kWishedThreads = 128;  // many small blocks share a multiprocessor; only long rows take more
 constexpr int most_threads(int held) {
   return held == 4 ? kMostThreads : kWishedThreads;
 }
 constexpr unsigned kWholeWarp = 0xffffffffu;
-
-__device__ __forceinline__ float low_half(uint32_t word) {
-  return numerics::float_of(word << 16);
-}
-__device__ __forceinline__ float high_half(uint32_t word) {
-  return numerics::float_of(word & 0xffff0000u);
-}
 
 // x' = bf16(w * x).
 __device__ __forceinline__ uint32_t weighted(uint32_t word, float weight) {
@@ -38,8 +32,9 @@ __device__ __forceinline__ uint32_t weighted(uint32_t word, float weight) {
 struct Row {
   const uint4* x;  // vectors of the row
   int64_t num_vectors;
-  bool has_weight;
-  float weight;
+  bool has_weight = false;
+  float weight = 1.0f;
+  const float* absmax = nullptr;  // of the whole row where x is a part of it
 
   __device__ __forceinline__ uint4 load(int64_t i) const {
     uint4 v = __ldg(x + i);
@@ -49,16 +44,6 @@ struct Row {
   }
 };
 
-__device__ __forceinline__ float absmax_of(float m, const uint4& v) {
-  const uint32_t word[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    m = numerics::absmax_step(m, low_half(word[i]));
-    m = numerics::absmax_step(m, high_half(word[i]));
-  }
-  return m;
-}
-
 __device__ __forceinline__ uint32_t code_pair(uint32_t word, const Divisor& d) {
   const float low = low_half(word), high = high_half(word);
   const float a = bf16_quotient(fabsf(low), d);
@@ -67,19 +52,6 @@ __device__ __forceinline__ uint32_t code_pair(uint32_t word, const Divisor& d) {
 }
 __device__ __forceinline__ uint2 codes_of(const uint4& v, const Divisor& d) {
   return make_uint2(code_pair(v.x, d) | code_pair(v.y, d) << 16, code_pair(v.z, d) | code_pair(v.w, d) << 16);
-}
-
-// The maximum of all threads. Magnitudes without NaN order like their bits.
-__device__ __forceinline__ float block_maximum(float own, uint32_t* of_warps) {
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const int warp = static_cast<int>(threadIdx.x) / kLanes;
-  const int num_warps = static_cast<int>(blockDim.x) / kLanes;
-  const uint32_t of_warp = __reduce_max_sync(kWholeWarp, numerics::bits_of(own));
-  if (num_warps == 1) return numerics::float_of(of_warp);
-  __syncthreads();  // pairs with the one below: an earlier row's maxima are read
-  if (lane == 0) of_warps[warp] = of_warp;
-  __syncthreads();  // the maxima of all warps stand
-  return numerics::float_of(__reduce_max_sync(kWholeWarp, lane < num_warps ? of_warps[lane] : 0u));
 }
 
 // Quantises one row; `store(i, codes)` gets each vector of codes and the zero vectors up to the pitch. kHeld vectors a
@@ -97,10 +69,12 @@ __device__ __forceinline__ float quantize_row(const Row& row, int64_t pitch_vect
   }
 #pragma unroll
   for (int h = 0; h < kHeld; ++h) maximum = absmax_of(maximum, held[h]);
-  for (int64_t i = threadIdx.x + kHeld * stride; i < row.num_vectors; i += stride) {
+  for (int64_t i = threadIdx.x + kHeld * stride; row.absmax == nullptr && i < row.num_vectors; i += stride) {
     maximum = absmax_of(maximum, row.load(i));
   }
-  const float scale = numerics::act_scale_of_absmax(block_maximum(maximum, of_warps));
+  // A given one is not below the row's own, so the quotients stay in the range of bf16_quotient.
+  const float scale =
+      numerics::act_scale_of_absmax(row.absmax != nullptr ? __ldg(row.absmax) : block_maximum(maximum, of_warps));
   const Divisor divisor = divisor_of(scale);
 #pragma unroll
   for (int h = 0; h < kHeld; ++h) {
@@ -114,7 +88,7 @@ __device__ __forceinline__ float quantize_row(const Row& row, int64_t pitch_vect
 }
 
 __device__ __forceinline__ Row row_at(const uint16_t* x, int64_t row, int64_t k) {
-  return {reinterpret_cast<const uint4*>(x + row * k), k / kColumns, false, 1.0f};
+  return {reinterpret_cast<const uint4*>(x + row * k), k / kColumns};
 }
 
 __device__ __forceinline__ uint2* codes_at(uint8_t* act, int64_t row, int64_t pitch) {
@@ -161,7 +135,8 @@ __global__ void __launch_bounds__(most_threads(kHeld)) tokens_kernel(QuantizeTok
 template <int kHeld>
 __global__ void __launch_bounds__(most_threads(kHeld)) listed_kernel(QuantizeListed p) {
   __shared__ uint32_t of_warps[kLanes];
-  const int64_t pitch_vectors = p.act_pitch / kColumns;
+  const int64_t front_vectors = p.offset / kColumns;
+  const int64_t pitch_vectors = p.act_pitch / kColumns - front_vectors;
   const bool one = p.list.tiles == nullptr;
   const int64_t num_tiles = one ? 1 : __ldg(p.list.num_tiles);
   for (int64_t tile = blockIdx.y; tile < num_tiles; tile += gridDim.y) {
@@ -169,8 +144,12 @@ __global__ void __launch_bounds__(most_threads(kHeld)) listed_kernel(QuantizeLis
     const int64_t count = one ? p.list.num_rows : __ldg(&p.list.tiles[tile].num_rows);
     for (int64_t r = blockIdx.x; r < count; r += gridDim.x) {
       uint2* act = codes_at(p.act, first + r, p.act_pitch);
-      const float scale = quantize_row<kHeld>(row_at(p.x, first + r, p.k), pitch_vectors, of_warps,
-                                              [&](int64_t i, uint2 codes) { act[i] = codes; });
+      for (int64_t i = threadIdx.x; i < front_vectors; i += blockDim.x) act[i] = make_uint2(0, 0);
+      act += front_vectors;
+      Row row = row_at(p.x, first + r, p.k);
+      if (p.absmax != nullptr) row.absmax = p.absmax + first + r;
+      const float scale =
+          quantize_row<kHeld>(row, pitch_vectors, of_warps, [&](int64_t i, uint2 codes) { act[i] = codes; });
       if (threadIdx.x == 0) p.act_scale[first + r] = scale;
     }
   }
@@ -220,6 +199,8 @@ void quantize_listed(const QuantizeListed& p, device::Stream stream) {
   constexpr int64_t kMostTileBlocks = 4096;
   constexpr int64_t kMostRowBlocks = 1 << 20;
   check_rows(p.k, p.act_pitch, p.x, p.act);
+  QD_CHECK(p.offset >= 0 && p.offset % kColumns == 0 && p.offset <= p.act_pitch - p.k,
+           "columns of a shard that fit into the pitch, at a multiple of 8");
   const bool one = p.list.tiles == nullptr;
   const int64_t items = one ? p.list.num_rows : p.list.max_tiles;
   QD_CHECK(items >= 0, "rows or tiles");
