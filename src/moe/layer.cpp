@@ -3,11 +3,14 @@
 #include "moe/layer.h"
 
 #include <cmath>
+#include <numeric>
 
 #include "core/check.h"
+#include "moe/dispatch.h"
 #include "moe/row_parallel.h"
 #include "numerics/elementwise.h"
 #include "numerics/silu.h"
+#include "parallel/communicator.h"
 
 namespace quadrille::moe {
 namespace {
@@ -70,18 +73,84 @@ Status run_grouped_mlp(const GatedMlp& mlp, LinearInput* input, const Execution&
   return run_grouped(mlp, input, {1, offsets, nullptr}, execution, Watch(nullptr, execution), out);
 }
 
-// x' = rounded(w * x) for each slot: the router weight on the input.
-const float* weigh_input(const MoeLayer& layer, const Plan& plan, const float* x, const float* weights,
-                         const Execution& execution) {
+// x' = rounded(w * x) for each of some routes: the router weight on the input.
+const float* weigh_input(const MoeLayer& layer, const std::vector<int32_t>& routes, const float* x,
+                         const float* weights, const Execution& execution) {
   const int64_t width = layer.experts.hidden;
-  float* weighed = execution.kernels.scratch->take<float>(plan.num_slots() * width);
+  const auto num_rows = static_cast<int64_t>(routes.size());
+  float* weighed = execution.kernels.scratch->take<float>(num_rows * width);
   const bool to_bf16 = execution.rounding == Rounding::kBf16;
-  execution.kernels.pool->run(plan.num_slots(), [&](int64_t slot) {
-    const float weight = weights[plan.route_of_slot[slot]];
-    const float* row = x + plan.token_of_slot[slot] * width;
-    for (int64_t i = 0; i < width; ++i) weighed[slot * width + i] = numerics::round_output(weight * row[i], to_bf16);
+  execution.kernels.pool->run(num_rows, [&](int64_t r) {
+    const float weight = weights[routes[r]];
+    const float* row = x + routes[r] / layer.rule.top_k * width;
+    for (int64_t i = 0; i < width; ++i) weighed[r * width + i] = numerics::round_output(weight * row[i], to_bf16);
   });
   return weighed;
+}
+
+void watch_plan(const Watch& watch, const Plan& plan) {
+  watch.offsets("expert_first_token_offset", plan.offsets);
+  watch.integers("inv_permuted_idx", plan.slot_of_route, {plan.num_tokens, plan.top_k});
+  watch.integers("permuted_idx", plan.route_of_slot, {plan.num_slots()});
+}
+
+// GEMM2 rows of the routed experts, and which of them a route has.
+struct RoutedRows {
+  const float* rows = nullptr;        // [.., hidden]
+  std::vector<int32_t> row_of_route;  // [num_tokens * top_k]; -1: the route adds nothing
+};
+
+// Every expert is here. `input`: the tokens, which the shared expert reads too.
+Result<RoutedRows> run_here(const MoeLayer& layer, LinearInput* input, const Routes& routes, const Execution& execution,
+                            const Watch& watch) {
+  const int64_t top_k = layer.rule.top_k, num_tokens = input->num_rows(), hidden = input->k();
+  Plan plan;
+  QD_TRY_STATUS(build_plan({routes.ids, static_cast<size_t>(num_tokens * top_k)}, num_tokens, top_k,
+                           layer.rule.num_experts, &plan));
+  watch_plan(watch, plan);
+  LinearInput weighed(nullptr, plan.num_slots(), hidden);
+  const bool weight_on_input = layer.rule.weight_on_input;
+  if (weight_on_input) {
+    weighed = LinearInput(weigh_input(layer, plan.route_of_slot, input->x(), routes.weights, execution),
+                          plan.num_slots(), hidden);
+  }
+  LinearInput* first = weight_on_input ? &weighed : input;
+  const kernels::GroupedRows rows{layer.rule.num_experts, plan.offsets.data(),
+                                  weight_on_input ? nullptr : plan.token_of_slot.data()};
+  float* gemm2 = execution.kernels.scratch->take<float>(plan.num_slots() * hidden);
+  QD_TRY_STATUS(run_grouped(layer.experts, first, rows, execution, watch, gemm2));
+  watch.quantised("a1", "a1_scale", *first);
+  return RoutedRows{gemm2, std::move(plan.slot_of_route)};
+}
+
+// The experts are spread over ranks: rows go to them and come back.
+Result<RoutedRows> run_spread(const MoeLayer& layer, LinearInput* input, const Routes& routes,
+                              const Execution& execution, const Watch& watch) {
+  const int64_t top_k = layer.rule.top_k, num_tokens = input->num_rows(), hidden = input->k();
+  QD_CHECK(layer.expert_rank == execution.expert_ranks->rank(), "the layer holds the experts of this rank");
+  SendPlan plan;
+  QD_TRY_STATUS(plan_send({routes.ids, static_cast<size_t>(num_tokens * top_k)}, num_tokens, top_k, *layer.placement,
+                          layer.expert_rank, &plan));
+  LinearInput weighed(nullptr, num_tokens, hidden);
+  if (layer.rule.weight_on_input) {
+    std::vector<int32_t> all(static_cast<size_t>(num_tokens));  // a token has one route
+    std::iota(all.begin(), all.end(), 0);
+    weighed = LinearInput(weigh_input(layer, all, input->x(), routes.weights, execution), num_tokens, hidden);
+  }
+  const RowForm values = execution.rounding == Rounding::kBf16 ? RowForm::kBf16 : RowForm::kF32;
+  const RowForm form = is_w4a8(layer.experts.gate_up) ? RowForm::kCodes : values;
+  LinearInput* sent = layer.rule.weight_on_input ? &weighed : input;
+  QD_TRY(ReceivedRows received, dispatch_rows(plan, sent, form, *layer.placement, execution));
+  watch_plan(watch, received.plan);
+  const kernels::GroupedRows rows{received.plan.num_experts(), received.plan.offsets.data(),
+                                  received.row_of_slot.data()};
+  float* gemm2 = execution.kernels.scratch->take<float>(received.plan.num_slots() * hidden);
+  QD_TRY_STATUS(run_grouped(layer.experts, &received.input, rows, execution, watch, gemm2));
+  watch.quantised("a1", "a1_scale", received.input);
+  // Partial rows are not rounded: they travel as they are.
+  QD_TRY(const float* returned,
+         return_rows(plan, received, gemm2, hidden, execution.is_split() ? RowForm::kF32 : values, execution));
+  return RoutedRows{returned, std::move(plan.place_of_route)};
 }
 
 struct SharedOutput {
@@ -115,6 +184,18 @@ Status check_linear(const Linear& linear, const char* name, int64_t n, int64_t k
   return {};
 }
 
+Status check_placement(const MoeLayer& layer) {
+  if (layer.placement == nullptr) return {};
+  const Placement& placement = *layer.placement;
+  if (placement.num_experts() == layer.rule.num_experts && layer.expert_rank >= 0 &&
+      layer.expert_rank < placement.num_ranks()) {
+    return {};
+  }
+  return make_error(ErrorCode::kInvalidArgument,
+                    "layer: rank {} of a placement of {} experts over {} ranks; expected {} experts and a rank of it",
+                    layer.expert_rank, placement.num_experts(), placement.num_ranks(), layer.rule.num_experts);
+}
+
 }  // namespace
 
 Status check_activation(const kernels::ActivationRule& rule) {
@@ -140,7 +221,10 @@ Status check_mlp(const GatedMlp& mlp, int64_t num_experts) {
 
 Status check_layer(const MoeLayer& layer) {
   QD_TRY_STATUS(check_router_rule(layer.rule));
-  QD_TRY_STATUS(check_mlp(layer.experts, layer.rule.num_experts));
+  QD_TRY_STATUS(check_placement(layer));
+  const int64_t held =
+      layer.placement == nullptr ? layer.rule.num_experts : layer.placement->num_slots(layer.expert_rank);
+  QD_TRY_STATUS(check_mlp(layer.experts, held));
   if (!layer.shared) return {};
   if (layer.shared->hidden != layer.experts.hidden) {
     return make_error(ErrorCode::kInvalidArgument, "layer: shared expert of hidden size {}, experts of {}",
@@ -161,28 +245,13 @@ void route(const MoeLayer& layer, const float* x, int64_t num_tokens, const Exec
 Status run_layer(const MoeLayer& layer, const float* x, int64_t num_tokens, const Routes& routes,
                  const Execution& execution, float* out, LayerObserver* observer) {
   const Watch watch(observer, execution);
-  Arena* scratch = execution.kernels.scratch;
   const int64_t top_k = layer.rule.top_k;
   const int64_t hidden = layer.experts.hidden;
-  Plan plan;
-  QD_TRY_STATUS(build_plan({routes.ids, static_cast<size_t>(num_tokens * top_k)}, num_tokens, top_k,
-                           layer.rule.num_experts, &plan));
-  watch.offsets("expert_first_token_offset", plan.offsets);
-  watch.integers("inv_permuted_idx", plan.slot_of_route, {num_tokens, top_k});
-  watch.integers("permuted_idx", plan.route_of_slot, {plan.num_slots()});
-
-  LinearInput input(x, num_tokens, hidden);
-  LinearInput weighed(nullptr, plan.num_slots(), hidden);
   const bool weight_on_input = layer.rule.weight_on_input;
-  if (weight_on_input) {
-    weighed = LinearInput(weigh_input(layer, plan, x, routes.weights, execution), plan.num_slots(), hidden);
-  }
-  LinearInput* first = weight_on_input ? &weighed : &input;
-  const kernels::GroupedRows rows{layer.rule.num_experts, plan.offsets.data(),
-                                  weight_on_input ? nullptr : plan.token_of_slot.data()};
-  float* gemm2 = scratch->take<float>(plan.num_slots() * hidden);
-  QD_TRY_STATUS(run_grouped(layer.experts, first, rows, execution, watch, gemm2));
-  watch.quantised("a1", "a1_scale", *first);
+  const bool is_spread = layer.placement != nullptr && execution.is_spread();
+  LinearInput input(x, num_tokens, hidden);
+  QD_TRY(const RoutedRows routed, is_spread ? run_spread(layer, &input, routes, execution, watch)
+                                            : run_here(layer, &input, routes, execution, watch));
   QD_TRY(const SharedOutput shared, run_shared(layer, &input, execution));
 
   if (num_tokens > 0) {
@@ -192,8 +261,8 @@ Status run_layer(const MoeLayer& layer, const float* x, int64_t num_tokens, cons
     problem.num_tokens = num_tokens;
     problem.top_k = top_k;
     problem.width = hidden;
-    problem.rows = gemm2;
-    problem.slot = plan.slot_of_route.data();
+    problem.rows = routed.rows;
+    problem.slot = routed.row_of_route.data();
     problem.weight = weight_on_input ? ones.data() : routes.weights;
     problem.shared = shared.rows;
     problem.shared_gate = shared.gate;

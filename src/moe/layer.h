@@ -10,6 +10,7 @@
 
 #include "core/result.h"
 #include "moe/linear.h"
+#include "moe/placement.h"
 #include "moe/plan.h"
 #include "moe/router.h"
 
@@ -32,6 +33,10 @@ struct MoeLayer {
   RouterRule rule;                          // num_experts, top_k and weight_on_input also where ids come from outside
   const uint16_t* router_weight = nullptr;  // [num_experts, hidden] bf16; null: only run with given routes
   const float* correction_bias = nullptr;   // [num_experts] or null
+  // Which rank holds which experts; null: all are here. Else `experts` has the matrices of rank `expert_rank`, one for
+  // each of its slots (those of a free slot are never read), and num_experts 0 where it has no slot.
+  const Placement* placement = nullptr;
+  int expert_rank = 0;
   GatedMlp experts;
   std::optional<GatedMlp> shared;                // one expert as wide as all shared experts together
   const uint16_t* shared_gate_weight = nullptr;  // [1, hidden] bf16: sigmoid gate of the shared expert; null: 1
@@ -45,7 +50,8 @@ Status check_activation(const kernels::ActivationRule& rule);
 
 // A stage's tensor, valid during the call. The names are a1, a1_scale, expert_first_token_offset, inv_permuted_idx,
 // permuted_idx, gemm1_out, act, a2, a2_scale, gemm2_out, out (routed experts only; the a's where they are W4A8). With
-// ranks gemm1_out, act and a2 are the columns of this rank, gemm2_out its partial rows, out the whole output.
+// ranks gemm1_out, act and a2 are the columns of this rank, gemm2_out its partial rows, out the whole output. With
+// expert ranks all but out are of the rows that came to this rank, each with its one route and its local slot.
 enum class StageType {
   kF32,
   kBf16InF32,  // fp32 in memory; the stage's values are these rounded to bf16
@@ -78,6 +84,8 @@ void route(const MoeLayer& layer, const float* x, int64_t num_tokens, const Exec
 // out [num_tokens, hidden] = the layer's output for x [num_tokens, hidden] and the given routes. `x` is already rounded
 // in round bf16. Scratch comes from the execution's arena and stays taken. Zero tokens and empty experts are fine.
 // With ranks `layer` is this rank's shard; every rank calls it with the same x and routes, and gets the same output.
+// With a placement over expert ranks every one of them calls it, each with tokens and routes of its own, zero tokens
+// too (the ranks of a tensor-parallel group with the same): the bits are those of one expert rank.
 // Errors: kInvalidArgument for an id outside of the experts; those of the communicator.
 Status run_layer(const MoeLayer& layer, const float* x, int64_t num_tokens, const Routes& routes,
                  const Execution& execution, float* out, LayerObserver* observer = nullptr);

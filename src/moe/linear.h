@@ -32,7 +32,12 @@ struct Execution {
   parallel::Communicator* ranks = nullptr;
   SplitScale split_scale = SplitScale::kAgreed;
 
-  bool is_split() const;  // more than one rank
+  // The expert-parallel ranks that hold the other experts (MoeLayer::placement); null or one rank: every expert is
+  // here. In a grid of both each tensor-parallel rank has expert ranks of its own, those with its number.
+  parallel::Communicator* expert_ranks = nullptr;
+
+  bool is_split() const;   // more than one tensor-parallel rank
+  bool is_spread() const;  // more than one expert-parallel rank
 };
 
 // `num_experts` matrices of the same shape; a plain layer has one.

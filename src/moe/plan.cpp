@@ -9,7 +9,7 @@
 namespace quadrille::moe {
 
 Status build_plan(std::span<const int32_t> ids, int64_t num_tokens, int64_t top_k, int64_t num_experts, Plan* plan) {
-  QD_CHECK(num_tokens >= 0 && top_k >= 1 && num_experts >= 1, "shapes of a plan");
+  QD_CHECK(num_tokens >= 0 && top_k >= 1 && num_experts >= 0, "shapes of a plan");
   QD_CHECK(static_cast<int64_t>(ids.size()) == num_tokens * top_k, "ids must be [num_tokens, top_k]");
   const int64_t num_routes = num_tokens * top_k;
   if (num_routes > std::numeric_limits<int32_t>::max()) {

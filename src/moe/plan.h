@@ -26,8 +26,8 @@ struct Plan {
 };
 
 // Fills `plan`, reusing its memory. ids [num_tokens, top_k] in 0..num_experts-1, or -1: not here. Any number of
-// experts; zero tokens are fine; a token may name an expert twice. Errors: kInvalidArgument with token, choice and id
-// for an id outside of that, and for more than 2^31 - 1 routes.
+// experts, also none; zero tokens are fine; a token may name an expert twice. Errors: kInvalidArgument with token,
+// choice and id for an id outside of that, and for more than 2^31 - 1 routes.
 Status build_plan(std::span<const int32_t> ids, int64_t num_tokens, int64_t top_k, int64_t num_experts, Plan* plan);
 
 }  // namespace quadrille::moe

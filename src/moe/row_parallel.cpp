@@ -64,6 +64,10 @@ bool Execution::is_split() const {
   return ranks != nullptr && ranks->size() > 1;
 }
 
+bool Execution::is_spread() const {
+  return expert_ranks != nullptr && expert_ranks->size() > 1;
+}
+
 Result<LinearInput> row_parallel_input(const Linear& linear, const SplitRows& rows, const Execution& execution) {
   if (!execution.is_split() || !is_w4a8(linear)) return LinearInput(rows.x, rows.num_rows, rows.held);
   const int64_t k = linear_k(linear);
