@@ -51,6 +51,8 @@ ALLOWED = {
     ("src/device/cuda_device.cpp", "Result<bool> reached(", "cudaEventQuery"),
     ("src/device/cuda_memory.cpp", "Result<PinnedBuffer> PinnedBuffer::allocate(", "cudaHostAlloc"),
     ("src/device/cuda_memory.cpp", "PinnedBuffer::~PinnedBuffer(", "cudaFreeHost"),
+    ("src/device/cuda_peer.cpp", "Result<PeerBuffer> PeerBuffer::allocate(", "cudaMalloc"),
+    ("src/device/cuda_peer.cpp", "PeerBuffer::~PeerBuffer(", "cudaFree"),
 }
 
 

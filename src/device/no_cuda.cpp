@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A build without CUDA: every function says so.
 #include "device/device.h"
+#include "device/peer.h"
 
 namespace quadrille::device {
 namespace {
@@ -87,5 +88,26 @@ Graph::~Graph() = default;
 Status Graph::launch(Stream) const {
   return no_cuda();
 }
+
+Result<GpuName> gpu_name(int) {
+  return no_cuda();
+}
+Result<int> find_gpu(const GpuName&) {
+  return no_cuda();
+}
+Status reach_peer(int, int) {
+  return no_cuda();
+}
+Result<PeerBuffer> PeerBuffer::allocate(size_t) {
+  return no_cuda();
+}
+PeerBuffer::~PeerBuffer() = default;
+Result<MemoryHandle> PeerBuffer::handle() const {
+  return no_cuda();
+}
+Result<PeerMapping> PeerMapping::open(const MemoryHandle&) {
+  return no_cuda();
+}
+PeerMapping::~PeerMapping() = default;
 
 }  // namespace quadrille::device

@@ -11,6 +11,8 @@
 
 namespace quadrille::parallel {
 
+class PeerRanks;
+
 // Every function enqueues on `stream` and returns: nothing waits, nothing allocates, all may be captured into a graph.
 // Counts are known to the host (every rank knows what it sends and receives). One thread at a time; all collectives of
 // an object share its scratch memory, so they run on one stream or on streams that are ordered by events.
@@ -42,6 +44,11 @@ class DeviceCommunicator {
 
   // Whether all ranks are there and the library below has met no error so far.
   virtual Status check() = 0;
+  // Collective, once: the orderly end, after the last call and its streams. An object that is destroyed without it
+  // leaves memory that its peers may still use to the end of the process.
+  virtual Status close() { return {}; }
+  // The ranks as they reach each other's memory; null where they do not.
+  virtual PeerRanks* peers() { return nullptr; }
 
  protected:
   DeviceCommunicator(int rank, int size) : rank_(rank), size_(size) {}

@@ -17,6 +17,7 @@
 #include "device/device.h"
 #include "device/order.h"
 #include "kernels/api/device_table.h"
+#include "parallel/agree.h"
 #include "parallel/nccl_library.h"
 #include "parallel/ordered_reduce.h"
 
@@ -53,13 +54,14 @@ struct Guarded {
 class NcclCommunicator final : public DeviceCommunicator {
  public:
   NcclCommunicator(const Communicator& host, std::shared_ptr<Guarded> guarded, const kernels::DeviceTable& table,
-                   device::Buffer scratch)
+                   device::Buffer scratch, std::unique_ptr<PeerRanks> peers)
       : DeviceCommunicator(host.rank(), host.size()),
         loss_(host.loss()),
         guarded_(std::move(guarded)),
         nccl_(guarded_->nccl),
         table_(table),
-        scratch_(std::move(scratch)) {
+        scratch_(std::move(scratch)),
+        peers_(std::move(peers)) {
     loss_->on_lost([weak = std::weak_ptr(guarded_)](const LostRank&) {
       if (const auto alive = weak.lock()) alive->end_work();
     });
@@ -83,6 +85,8 @@ class NcclCommunicator final : public DeviceCommunicator {
   Status broadcast(void* data, size_t bytes, int root, device::Stream stream) override;
   Status barrier(device::Stream stream) override;
   Status check() override;
+  Status close() override { return peers_ ? peers_->close() : Status(); }
+  PeerRanks* peers() override { return peers_.get(); }
 
  private:
   // Runs `enqueue` (which returns an NCCL code) with the handle, if no rank is lost.
@@ -91,6 +95,7 @@ class NcclCommunicator final : public DeviceCommunicator {
   Status reduce_slices(const float* in, std::span<const size_t> offset, bool takes_max, float* out,
                        device::Stream stream);
   Status all_reduce(float* data, size_t count, bool takes_max, device::Stream stream);
+  bool one_shot(size_t count) const { return peers_ && count <= PeerRanks::kMostFloats; }
   size_t own() const { return static_cast<size_t>(rank()); }
   size_t num() const { return static_cast<size_t>(size()); }
   float* scratch() const { return scratch_.as<float>(); }
@@ -101,6 +106,7 @@ class NcclCommunicator final : public DeviceCommunicator {
   const NcclLibrary& nccl_;
   const kernels::DeviceTable& table_;
   device::Buffer scratch_;
+  std::unique_ptr<PeerRanks> peers_;  // null: everything over NCCL
 };
 
 Status NcclCommunicator::enqueue(const char* what, device::Stream stream, const std::function<int(NcclHandle)>& call) {
@@ -120,7 +126,7 @@ Status NcclCommunicator::check() {
   const int code = nccl_.CommGetAsyncError(guarded_->handle, &error);
   if (code != kNcclSuccess) error = code;
   if (error != kNcclSuccess) return nccl_error(nccl_, error, "work on the device");
-  return {};
+  return peers_ ? peers_->check() : Status();
 }
 
 // All sends and receives of one exchange as a group, so that they run at once. The first error code counts.
@@ -184,6 +190,7 @@ Status NcclCommunicator::reduce_slices(const float* in, std::span<const size_t> 
 
 Status NcclCommunicator::all_reduce(float* data, size_t count, bool takes_max, device::Stream stream) {
   if (count == 0) return {};
+  if (one_shot(count)) return peers_->all_reduce(data, count, takes_max, stream);
   if (count * sizeof(float) <= kOneRoundBytes && count * num() <= scratch_floats()) {
     return one_round(data, count, takes_max, stream);
   }
@@ -195,7 +202,7 @@ Status NcclCommunicator::all_reduce(float* data, size_t count, bool takes_max, d
 }
 
 Status NcclCommunicator::all_reduce_sum(float* data, size_t count, device::Stream stream) {
-  if (size() > 2 || count == 0) return all_reduce(data, count, false, stream);
+  if (size() > 2 || count == 0 || one_shot(count)) return all_reduce(data, count, false, stream);
   return enqueue("all_reduce", stream, [&](NcclHandle handle) {
     return nccl_.AllReduce(data, data, count, kNcclFloat, kNcclSum, handle, stream.handle);
   });
@@ -282,6 +289,7 @@ Status NcclCommunicator::broadcast(void* data, size_t bytes, int root, device::S
 }
 
 Status NcclCommunicator::barrier(device::Stream stream) {
+  if (peers_) return peers_->barrier(stream);
   return enqueue("barrier", stream, [&](NcclHandle handle) {
     return nccl_.AllGather(scratch() + own(), scratch(), 1, kNcclFloat, handle, stream.handle);
   });
@@ -342,21 +350,6 @@ Result<Parts> gather_parts(const Communicator& host, int ordinal, device::Stream
   return parts;
 }
 
-// An error of one rank is one of all: nobody goes on into a call that would wait for it.
-Status agree(Communicator& host, const Status& own, const char* what) {
-  std::vector<int> failed(static_cast<size_t>(host.size()));
-  const int mine = own ? 0 : 1;
-  QD_TRY_STATUS(host.all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(failed))));
-  if (!own) return own.error().in(fmt::format("rank {}", host.rank()));
-  std::string ranks;
-  for (size_t r = 0; r < failed.size(); ++r) {
-    if (failed[r] != 0) ranks += fmt::format("{}{}", ranks.empty() ? "" : ", ", r);
-  }
-  if (ranks.empty()) return {};
-  return make_error(ErrorCode::kUnsupported, "rank {} is ready, but {} failed on rank {}: see its message", host.rank(),
-                    what, ranks);
-}
-
 Result<NcclId> share_id(Communicator& host, const NcclLibrary& nccl) {
   NcclId id{};
   Status made;
@@ -366,6 +359,16 @@ Result<NcclId> share_id(Communicator& host, const NcclLibrary& nccl) {
   QD_TRY_STATUS(agree(host, made, "making an id for NCCL"));
   QD_TRY_STATUS(host.broadcast(std::as_writable_bytes(std::span(&id, 1)), 0));
   return id;
+}
+
+// Null where the ranks are to speak over NCCL alone. Every rank comes to the same end: the errors are those of all.
+Result<std::unique_ptr<PeerRanks>> reach_peers(Communicator& host, int ordinal, device::Stream stream,
+                                               const NcclOptions& options) {
+  if (options.small == SmallReduction::kNccl) return std::unique_ptr<PeerRanks>();
+  auto peers = PeerRanks::create(host, ordinal, stream, options.peers);
+  if (peers || options.small == SmallReduction::kOneShot) return peers;
+  if (host.loss()->any()) return peers.error();
+  return std::unique_ptr<PeerRanks>();
 }
 
 }  // namespace
@@ -378,11 +381,12 @@ Result<std::unique_ptr<DeviceCommunicator>> nccl_communicator(Communicator& host
   QD_TRY(const NcclId id, share_id(host, parts->nccl));
   auto handle = join(parts->nccl, id, host, ordinal);
   QD_TRY_STATUS(agree(host, handle ? Status() : Status(handle.error()), "joining the NCCL communicator"));
+  QD_TRY(auto peers, reach_peers(host, ordinal, stream, options));
   auto guarded = std::make_shared<Guarded>();
   guarded->nccl = parts->nccl;
   guarded->handle = *handle;
-  return std::unique_ptr<DeviceCommunicator>(
-      std::make_unique<NcclCommunicator>(host, std::move(guarded), *parts->table, std::move(parts->scratch)));
+  return std::unique_ptr<DeviceCommunicator>(std::make_unique<NcclCommunicator>(
+      host, std::move(guarded), *parts->table, std::move(parts->scratch), std::move(peers)));
 }
 
 }  // namespace quadrille::parallel

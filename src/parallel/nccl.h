@@ -9,10 +9,20 @@
 
 #include "parallel/communicator.h"
 #include "parallel/device_communicator.h"
+#include "parallel/peer_ranks.h"
 
 namespace quadrille::parallel {
 
+// How messages of up to 256 KiB are reduced.
+enum class SmallReduction {
+  kAuto,     // one shot over peer memory (peer_ranks.h) where all ranks reach each other, else over NCCL
+  kOneShot,  // an error where they do not
+  kNccl,
+};
+
 struct NcclOptions {
+  SmallReduction small = SmallReduction::kAuto;
+  PeerOptions peers;
   // Received parts wait here for their reduction; longer vectors go through in pieces. At least 1 KiB a rank.
   size_t scratch_bytes = size_t{8} << 20;
   // Folder or file of libnccl.so.2; "" looks where the system looks, in the CUDA toolkit and in Python packages.

@@ -106,18 +106,25 @@ struct Rank {
   }
 };
 
-Status on_all_gpus(const std::function<Status(Rank&)>& body) {
+Status on_all_gpus(SmallReduction small, const std::function<Status(Rank&)>& body) {
   QD_TRY(const int gpus, device::count());
   return run_rank_threads(std::min(gpus, 8), [&](Communicator& host) -> Status {
     QD_TRY_STATUS(device::use(host.rank()));
     QD_TRY(const device::OwnedStream stream, device::OwnedStream::create());
     NcclOptions options;
     options.scratch_bytes = 1 << 20;  // small: long vectors go through in steps
+    options.small = small;
     QD_TRY(auto gpu, nccl_communicator(host, host.rank(), stream.get(), options));
     Rank rank{host, *gpu, stream.get()};
     QD_TRY_STATUS(body(rank));
-    return device::synchronize(stream.get());
+    QD_TRY_STATUS(device::synchronize(stream.get()));
+    return gpu->close();
   });
+}
+// Small messages over NCCL, then in one shot where the GPUs reach each other's memory.
+Status on_all_gpus(const std::function<Status(Rank&)>& body) {
+  QD_TRY_STATUS(on_all_gpus(SmallReduction::kNccl, body));
+  return on_all_gpus(SmallReduction::kAuto, body);
 }
 
 Status compare(const char* what, size_t count, const std::vector<float>& got, const std::vector<float>& want) {
@@ -238,9 +245,8 @@ TEST(Nccl, RunsInsideOfAGraph) {
   EXPECT_TRUE(done) << done.error().message;
 }
 
-TEST(Nccl, ALostRankEndsTheOthersEvenInsideOfAKernel) {
-  SKIP_WITHOUT_TWO_GPUS();
-  const Status done = on_all_gpus([](Rank& rank) -> Status {
+void lose_a_rank(SmallReduction small) {
+  const Status done = on_all_gpus(small, [](Rank& rank) -> Status {
     rank.host.set_phase(Phase::kDecode);
     QD_TRY(const device::Buffer buffer, rank.upload(std::vector<float>(1000)));
     QD_TRY_STATUS(rank.gpu.all_reduce_sum(buffer.as<float>(), 1000, rank.stream));
@@ -258,6 +264,12 @@ TEST(Nccl, ALostRankEndsTheOthersEvenInsideOfAKernel) {
   });
   ASSERT_FALSE(done);
   EXPECT_NE(done.error().message.find("a failure on purpose"), std::string::npos) << done.error().message;
+}
+
+TEST(Nccl, ALostRankEndsTheOthersEvenInsideOfAKernel) {
+  SKIP_WITHOUT_TWO_GPUS();
+  lose_a_rank(SmallReduction::kNccl);
+  lose_a_rank(SmallReduction::kAuto);
 }
 
 }  // namespace
