@@ -38,7 +38,7 @@ ARROWS = {
     "cli": ["src/core", "src/formats", "src/model/tokenizer", "src/numerics", "src/layout", "src/quantize", "src/prepare", "src/kernels/api",
             "src/moe", "src/model", "src/engine", "src/device", "src/parallel", "bench"],
     "bench/device": ["src/core", "src/numerics", "src/layout", "src/device", "src/kernels/api", "src/prepare", "src/moe",
-                     "bench"],
+                     "src/parallel", "bench"],
     "bench": ["src/core", "src/numerics", "src/layout", "src/kernels/api", "src/kernels/cpu", "src/prepare"],
 }
 PRINTS = re.compile(r"\b(std::cout|std::cerr|std::abort|std::exit|std::terminate|_exit|abort|exit|printf|fprintf|puts|"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// hopper_bench gemm|layer [--tiles] [--burst] [--only NAME] [--rows 1,16] [--vllm] [--group G]: times of the grouped
-// product and of the MoE layer on this GPU, beside the roof and the best peers. docs/benchmarks.md keeps what it
-// printed.
+// hopper_bench gemm|layer|ranks [--tiles] [--burst] [--only NAME] [--rows 1,16] [--vllm] [--group G]: times of the
+// grouped product and of the MoE layer on this GPU, beside the roof and the best peers; of reductions between all GPUs
+// here. docs/benchmarks.md keeps what it printed.
 #include <fmt/format.h>
 
 #include <cstdio>
@@ -53,6 +53,8 @@ int run(const std::string& what, const BenchOptions& options) {
   const auto* table = must(kernels::device_table());
   if (what == "gemm") {
     bench::print_gemm_rows(*table, stream.get(), options);
+  } else if (what == "ranks") {
+    bench::print_rank_rows();
   } else {
     bench::print_layer_rows(*table, stream.get(), options);
   }
@@ -64,9 +66,10 @@ int run(const std::string& what, const BenchOptions& options) {
 int main(int count, char** words) {
   BenchOptions options;
   const std::string what = count > 1 ? words[1] : "";
-  if ((what != "gemm" && what != "layer") || !parse(count - 2, words + 2, &options)) {
-    fmt::print(stderr,
-               "usage: hopper_bench gemm|layer [--tiles] [--burst] [--only NAME] [--rows 1,16] [--vllm] [--group G]\n");
+  if ((what != "gemm" && what != "layer" && what != "ranks") || !parse(count - 2, words + 2, &options)) {
+    fmt::print(
+        stderr,
+        "usage: hopper_bench gemm|layer|ranks [--tiles] [--burst] [--only NAME] [--rows 1,16] [--vllm] [--group G]\n");
     return 2;
   }
   if (const auto ok = quadrille::device::available(); !ok) {

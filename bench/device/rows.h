@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two tables of hopper_bench.
+// The tables of hopper_bench.
 #pragma once
 
 #include <string>
@@ -32,5 +32,6 @@ inline int rotating_copies(double bytes) {
 
 void print_gemm_rows(const kernels::DeviceTable& table, device::Stream stream, const BenchOptions& options);
 void print_layer_rows(const kernels::DeviceTable& table, device::Stream stream, const BenchOptions& options);
+void print_rank_rows();
 
 }  // namespace quadrille::bench
