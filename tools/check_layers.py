@@ -34,7 +34,7 @@ ARROWS = {
     "src/model/tokenizer": ["src/core", "src/formats"],
     "src/model": ["src/core", "src/numerics", "src/layout", "src/device", "src/formats", "src/kernels/api", "src/prepare",
                   "src/quantize", "src/moe", "src/model/tokenizer", "src/parallel"],
-    "src/engine": ["src/core", "src/model", "src/parallel"],
+    "src/engine": ["src/core", "src/numerics", "src/model", "src/parallel"],
     "cli": ["src/core", "src/formats", "src/model/tokenizer", "src/numerics", "src/layout", "src/quantize", "src/prepare", "src/kernels/api",
             "src/moe", "src/model", "src/engine", "src/device", "src/parallel", "bench"],
     "bench/device": ["src/core", "src/numerics", "src/layout", "src/device", "src/kernels/api", "src/prepare", "src/moe",

@@ -117,8 +117,24 @@ struct AttentionPlan {
   int64_t num_tiles = 0;
 };
 inline constexpr int64_t kLongestSingles = 2;
-AttentionPlan plan_attention(const int32_t* sequence, int64_t num_tokens, int64_t tile_tokens, int32_t* singles,
-                             QueryTile* tiles);
+inline AttentionPlan plan_attention(const int32_t* sequence, int64_t num_tokens, int64_t tile_tokens, int32_t* singles,
+                                    QueryTile* tiles) {
+  AttentionPlan plan;
+  for (int64_t first = 0, end = 0; first < num_tokens; first = end) {
+    while (end < num_tokens && sequence[end] == sequence[first]) ++end;
+    const bool alone = end - first <= kLongestSingles;
+    for (int64_t t = first; t < end; t += alone ? 1 : tile_tokens) {
+      if (alone) {
+        singles[plan.num_singles++] = static_cast<int32_t>(t);
+        continue;
+      }
+      const int64_t left = end - t;
+      tiles[plan.num_tiles++] = {static_cast<int32_t>(t),
+                                 static_cast<int32_t>(left < tile_tokens ? left : tile_tokens)};
+    }
+  }
+  return plan;
+}
 
 // Causal paged attention in bf16 over key blocks of 64 at absolute positions (docs/kernels/decoder.md has the
 // arithmetic to the step): for each block that a query sees, m, l and o of the block alone, folded in ascending order.

@@ -8,6 +8,7 @@
 
 #include "core/result.h"
 #include "device/handles.h"
+#include "kernels/api/device_decoder_problems.h"
 #include "kernels/api/device_problems.h"
 
 namespace quadrille::kernels {
@@ -28,6 +29,16 @@ struct DeviceTable {
   void (*combine)(const DeviceCombine&, device::Stream);
   void (*combine_partial)(const DeviceCombinePartial&, device::Stream);
   void (*reduce_ranks)(const ReduceRanks&, device::Stream);
+
+  // Around the MoE layer (device_decoder_problems.h).
+  void (*embed)(const DeviceEmbed&, device::Stream);
+  void (*add_norm)(const DeviceAddNorm&, device::Stream);
+  void (*split_heads)(const DeviceQkv&, device::Stream);
+  void (*attention)(const DeviceAttention&, device::Stream);
+  void (*bf16_gemm)(const DeviceBf16Gemm&, device::Stream);
+  void (*greedy)(const DeviceGreedy&, device::Stream);
+  // Rows of the tiles that a plan makes for bf16 experts (PlanRoutes::tile_tokens, DeviceBf16Gemm::tile_tokens).
+  int64_t (*choose_bf16_tile)(int64_t num_experts, int64_t num_rows);
 
   // The closed list of compiled tiles, and the choice for `num_rows` rows over `num_experts` experts.
   std::span<const GemmConfig> (*w4a8_configs)();

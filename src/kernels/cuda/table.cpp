@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The table `cuda`.
 #include "kernels/api/device_table.h"
+#include "kernels/cuda/decoder_kernels.h"
 #include "kernels/cuda/kernels.h"
 
 namespace quadrille::kernels {
@@ -21,6 +22,13 @@ const DeviceTable kCudaTable = {
     .combine = cuda::combine,
     .combine_partial = cuda::combine_partial,
     .reduce_ranks = cuda::reduce_ranks,
+    .embed = cuda::embed,
+    .add_norm = cuda::add_norm,
+    .split_heads = cuda::split_heads,
+    .attention = cuda::attention,
+    .bf16_gemm = cuda::bf16_gemm,
+    .greedy = cuda::greedy,
+    .choose_bf16_tile = cuda::choose_bf16_tile,
     .w4a8_configs = cuda::w4a8_configs,
     .choose_w4a8 = cuda::choose_w4a8,
 };

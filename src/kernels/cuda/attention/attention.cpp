@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checks an attention problem, decides how the blocks of single tokens are spread, and launches the kernels of the head
+// dimension. None of these choices changes a bit of the result.
+#include <algorithm>
+
+#include "core/check.h"
+#include "kernels/cuda/attention/gather.h"
+#include "kernels/cuda/decoder_kernels.h"
+#include "kernels/cuda/launch.h"
+
+namespace quadrille::kernels::cuda {
+namespace {
+
+struct HeadKernels {
+  int64_t padded_dim;
+  void (*singles)(const AttentionArguments&, int64_t, device::Stream);
+  void (*tiles)(const AttentionArguments&, device::Stream);
+};
+constexpr HeadKernels kHeadKernels[] = {
+    {32, launch_singles<32>, launch_tiles<32>},    {64, launch_singles<64>, launch_tiles<64>},
+    {96, launch_singles<96>, launch_tiles<96>},    {128, launch_singles<128>, launch_tiles<128>},
+    {192, launch_singles<192>, launch_tiles<192>}, {256, launch_singles<256>, launch_tiles<256>},
+};
+
+bool on_16_bytes(const void* memory) {
+  return reinterpret_cast<uintptr_t>(memory) % 16 == 0;
+}
+
+void check_problem(const DeviceAttention& p) {
+  QD_CHECK(p.num_heads >= 1 && p.heads_per_kv >= 1 && p.pages.num_kv_heads >= 1, "heads of the attention");
+  QD_CHECK(p.head_phase >= 0 && p.head_phase < p.heads_per_kv, "a first query head of the first KV head");
+  QD_CHECK((p.head_phase + p.num_heads - 1) / p.heads_per_kv < p.pages.num_kv_heads, "a KV head for every query head");
+  QD_CHECK(p.pages.head_dim % 8 == 0 && layout::padded_head_dim(p.pages.head_dim) != 0,
+           "a head of a multiple of 8 dimensions, at most 256");
+  QD_CHECK(p.scale > 0 && p.window >= 0, "a scale above 0 and a window");
+  QD_CHECK(on_16_bytes(p.q) && on_16_bytes(p.out) && on_16_bytes(p.workspace), "rows on 16 bytes");
+  QD_CHECK(reinterpret_cast<uintptr_t>(p.pages.data) % 16 == 0, "pages on 16 bytes");
+  QD_CHECK(p.num_singles >= 0 && p.num_tiles >= 0, "tokens of the step");
+}
+
+int64_t num_sms() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+    check_launch("attention: multiprocessors");
+  }
+  return count;
+}
+
+int64_t divided_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// Fills the spread of the singles; returns the warps of a CTA. With few CTAs a CTA gets more warps, and the blocks of a
+// token are spread until every multiprocessor has two CTAs.
+int64_t spread_singles(AttentionArguments* args, int64_t padded_dim) {
+  const int64_t sms = num_sms();
+  const int64_t ctas = args->p.num_singles * args->head_pairs();
+  const int64_t warps = padded_dim > 128 ? 2 : padded_dim <= 64 || ctas <= sms ? 4 : 2;
+  args->least = warps;
+  args->parts = 1;
+  args->most_blocks = divided_up(args->p.max_context, kKeyBlock);
+  const int64_t floats = args->p.num_singles * args->p.num_heads * args->most_blocks * partial_pitch(padded_dim);
+  if (ctas < sms && args->p.workspace != nullptr && floats <= args->p.workspace_floats) {
+    args->parts = std::max<int64_t>(1, std::min(divided_up(2 * sms, ctas), divided_up(args->most_blocks, warps)));
+  }
+  return warps;
+}
+
+}  // namespace
+
+void attention(const DeviceAttention& p, device::Stream stream) {
+  check_problem(p);
+  const int64_t padded_dim = layout::padded_head_dim(p.pages.head_dim);
+  const HeadKernels& kernels = *std::find_if(std::begin(kHeadKernels), std::end(kHeadKernels),
+                                             [&](const HeadKernels& k) { return k.padded_dim == padded_dim; });
+  AttentionArguments args;
+  args.p = p;
+  args.heads = {p.num_heads, p.heads_per_kv, p.head_phase};
+  args.scale2 = p.scale * kLog2E;
+  args.parts = 1;
+  args.least = 1;
+  args.most_blocks = 0;
+  args.rows = args.heads.packed() > 8 ? 16 : 8;
+  QD_CHECK(std::max(p.num_singles, p.num_tiles) * args.head_pairs() < (int64_t{1} << 22), "a step of fewer tokens");
+  if (p.num_singles > 0) {
+    const int64_t warps = spread_singles(&args, padded_dim);
+    kernels.singles(args, warps, stream);
+    if (args.parts > 1) launch_gather(args, stream);
+  }
+  if (p.num_tiles > 0) kernels.tiles(args, stream);
+}
+
+}  // namespace quadrille::kernels::cuda

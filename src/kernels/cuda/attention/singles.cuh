@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of single tokens (decode): a CTA has the query heads of one KV head as rows; each warp takes a block of
+// keys and values at a time through its own buffer, and the CTA folds the warps' results in ascending order. Where the
+// blocks of a token are spread over CTAs, results go to memory and a second kernel (gather.cu) makes the same folds.
+#pragma once
+
+#include "kernels/cuda/attention/arguments.h"
+#include "kernels/cuda/attention/block.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx/bulk_copy.cuh"
+
+namespace quadrille::kernels::cuda {
+
+inline constexpr int kMostSingleWarps = 4;
+
+// The blocks that a warp takes: one buffer, filled again half by half as soon as it has been read.
+template <int Dim>
+struct WarpBuffer {
+  uint8_t* tile;
+  uint32_t key_barrier;
+  uint32_t value_barrier;
+  const uint16_t* pool;  // tile of the KV head in page 0
+  int64_t page_size;
+
+  // One thread of the warp; the half is free.
+  __device__ void fetch_keys(int32_t page) const { fetch(page, 0, key_barrier); }
+  __device__ void fetch_values(int32_t page) const { fetch(page, Tile<Dim>::kKeyBytes, value_barrier); }
+
+ private:
+  __device__ void fetch(int32_t page, int offset, uint32_t barrier) const {
+    ptx::barrier_expect(barrier, Tile<Dim>::kKeyBytes);
+    ptx::bulk_copy(ptx::shared_address(tile + offset), pool + page * page_size + offset / 2, Tile<Dim>::kKeyBytes,
+                   barrier);
+  }
+};
+
+// One block: its results (sums, maximum, norm) of rows g and g + 8 go to `partial` (null: nobody wants them).
+// next_page: of the block that the warp takes next, -1: none.
+template <int Dim>
+__device__ __forceinline__ void single_block(const WarpBuffer<Dim>& buffer, const Queries<Dim>& queries, float scale2,
+                                             const SeenInBlock& seen, uint32_t parity, int32_t next_page,
+                                             float* const (&partial)[2]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int t = lane % 4;
+  ptx::barrier_wait(buffer.key_barrier, parity);
+  float score[8][4];
+  block_scores<Dim>(queries, buffer.tile, lane, score);
+  __syncwarp();
+  if (lane == 0 && next_page >= 0) buffer.fetch_keys(next_page);
+  if (seen.first[0] > 0 || seen.last[0] < kKeyBlock - 1) hide_unseen(seen, t, score);
+  Weights weights;
+  block_weights(score, scale2, weights);
+  ptx::barrier_wait(buffer.value_barrier, parity);
+  if (seen.last[0] < kKeyBlock - 1) {
+    clear_values_behind<Dim>(buffer.tile, seen.last[0], lane, 32);
+    __syncwarp();  // the token's last block: nothing is fetched into it any more
+  }
+#pragma unroll 1
+  for (int c = 0; c < Tile<Dim>::kChunks; ++c) {
+    float sum[4][4];
+    block_values<Dim>(weights, buffer.tile, c, lane, sum);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (partial[r] == nullptr) continue;
+      float4* to = reinterpret_cast<float4*>(partial[r] + 32 * c + 8 * t);
+      to[0] = make_float4(sum[0][2 * r], sum[1][2 * r], sum[2][2 * r], sum[3][2 * r]);
+      to[1] = make_float4(sum[0][2 * r + 1], sum[1][2 * r + 1], sum[2][2 * r + 1], sum[3][2 * r + 1]);
+    }
+  }
+  __syncwarp();
+  if (lane == 0 && next_page >= 0) buffer.fetch_values(next_page);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    if (partial[r] != nullptr && t == 0) {
+      *reinterpret_cast<float2*>(partial[r] + Dim) = make_float2(weights.top[r], weights.norm[r]);
+    }
+  }
+}
+
+// The sums of a CTA's rows: a thread has one row and every `step`-th four dimensions of it.
+template <int Dim>
+struct FoldedRow {
+  static constexpr int kMost = 16 * Dim / 4 / 64;  // pieces of four: 16 rows, 64 threads
+  int row, first, step;
+  Running running;
+  float4 sum[kMost];
+
+  __device__ __forceinline__ explicit FoldedRow(int rows)
+      : row(static_cast<int>(threadIdx.x) % rows),
+        first(static_cast<int>(threadIdx.x) / rows),
+        step(static_cast<int>(blockDim.x) / rows) {
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) sum[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
+  // partial: the row's result of the next block.
+  __device__ __forceinline__ void add(const float* partial) {
+    const Fold fold = fold_block(running, partial[Dim], partial[Dim + 1]);
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const int piece = first + i * step;
+      if (piece >= Dim / 4) continue;
+      const float4 block = *reinterpret_cast<const float4*>(partial + 4 * piece);
+      sum[i] = make_float4(folded(sum[i].x, fold, block.x), folded(sum[i].y, fold, block.y),
+                           folded(sum[i].z, fold, block.z), folded(sum[i].w, fold, block.w));
+    }
+  }
+  __device__ __forceinline__ void store(uint16_t* out, int64_t head_dim) const {
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const int piece = first + i * step;
+      if (piece * 4 >= head_dim) continue;
+      const float n = running.norm;
+      *reinterpret_cast<uint2*>(out + 4 * piece) =
+          make_uint2(ptx::bf16_pair(sum[i].x / n, sum[i].y / n), ptx::bf16_pair(sum[i].z / n, sum[i].w / n));
+    }
+  }
+};
+
+// What a CTA works on: its token, KV head and heads, and its part of the token's blocks.
+struct SingleWork {
+  int64_t single, token, kv, head_tile, part;
+  int64_t position;
+  SeenKeys seen;
+  BlockRange blocks;   // of the token
+  int64_t begin, end;  // of the CTA, counted from blocks.first
+  bool is_spread;
+
+  __device__ __forceinline__ explicit SingleWork(const AttentionArguments& args) {
+    const int64_t pairs = args.head_pairs();
+    int64_t item = blockIdx.x;
+    part = item % args.parts;
+    item /= args.parts;
+    single = item / pairs;
+    kv = item % pairs / args.heads.tiles();
+    head_tile = item % args.heads.tiles();
+    token = args.p.singles == nullptr ? single : args.p.singles[single];
+    position = args.p.position[token];
+    seen = seen_keys(position, args.p.window);
+    blocks = seen_blocks(seen);
+    int64_t length = blocks_of_part(blocks.count, args.parts, args.least);
+    if (blocks.count > args.most_blocks) length = blocks.count;
+    is_spread = length < blocks.count;
+    begin = part * length < blocks.count ? part * length : blocks.count;
+    end = begin + length < blocks.count ? begin + length : blocks.count;
+  }
+  __device__ __forceinline__ int64_t head_at(const AttentionArguments& args, int64_t place) const {
+    return args.heads.head_at(kv, head_tile, place);
+  }
+  __device__ __forceinline__ SeenInBlock in_block(int64_t i) const {
+    const SeenPart part = seen_in_block(seen, blocks.first + i);
+    return {{part.first, part.first}, {part.last, part.last}};
+  }
+};
+
+template <int Dim>
+__device__ __forceinline__ void clear_padding(const AttentionArguments& args, const SingleWork& work) {
+  const int64_t head_dim = args.p.pages.head_dim;
+  for (int64_t i = threadIdx.x; i < kPackedHeads * head_dim; i += blockDim.x) {
+    const int64_t head = work.head_at(args, i / head_dim);
+    if (head >= 0) args.p.out[(work.token * args.p.num_heads + head) * head_dim + i % head_dim] = 0;
+  }
+}
+
+// Where the results of block i go, row g and row g + 8: this warp's rows in shared memory, or the workspace.
+template <int Dim>
+__device__ __forceinline__ void partial_rows(const AttentionArguments& args, const SingleWork& work, int64_t i,
+                                             float* own_rows, float* (&partial)[2]) {
+  const int g = static_cast<int>(threadIdx.x) % 32 / 4;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int place = g + 8 * r;
+    partial[r] = place < args.rows ? own_rows + place * partial_pitch(Dim) : nullptr;
+    if (!work.is_spread) continue;
+    const int64_t head = work.head_at(args, place);
+    const int64_t row = (work.single * args.p.num_heads + head) * args.most_blocks + i;
+    partial[r] = head >= 0 ? args.p.workspace + row * partial_pitch(Dim) : nullptr;
+  }
+}
+
+template <int Dim>
+__global__ void __launch_bounds__(kMostSingleWarps * 32)
+    singles_kernel(const __grid_constant__ AttentionArguments args) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  const SingleWork work(args);
+  if (work.position < 0) {
+    if (work.part == 0) clear_padding<Dim>(args, work);
+    return;
+  }
+  if (work.begin >= work.end) return;
+  const int64_t head_dim = args.p.pages.head_dim;
+  const layout::KvTile map{args.p.pages.num_kv_heads, head_dim};
+  const int32_t* pages =
+      args.p.pages.table + args.p.sequence[work.token] * args.p.pages.table_stride + work.blocks.first;
+  const uint32_t barriers = ptx::shared_address(shared) + warp * 16;
+  uint8_t* tiles = shared + 128;
+  float* partials = reinterpret_cast<float*>(tiles + warps * Tile<Dim>::kBytes);
+  const int rows_size = args.rows * static_cast<int>(partial_pitch(Dim));
+  const WarpBuffer<Dim> buffer{tiles + warp * Tile<Dim>::kBytes, barriers, barriers + 8,
+                               args.p.pages.data + work.kv * map.tile_size(), map.page_size()};
+  int64_t mine = work.begin + warp;
+  if (lane == 0) {
+    ptx::barrier_init(buffer.key_barrier, 1);
+    ptx::barrier_init(buffer.value_barrier, 1);
+    ptx::fence_barrier_init();
+    if (mine < work.end) {
+      const int32_t page = pages[mine];
+      buffer.fetch_keys(page);
+      buffer.fetch_values(page);
+    }
+  }
+  __syncwarp();  // the warp's own barriers stand
+  Queries<Dim> queries;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int64_t head = work.head_at(args, lane / 4 + 8 * r);
+    queries.load(r, head < 0 ? nullptr : args.p.q + (work.token * args.p.num_heads + head) * head_dim, head_dim,
+                 lane % 4);
+  }
+  FoldedRow<Dim> folded_row(args.rows);
+  uint32_t parity = 0;
+  for (int64_t base = work.begin; base < work.end; base += warps) {
+    if (mine < work.end) {
+      const int32_t next_page = mine + warps < work.end ? pages[mine + warps] : -1;
+      float* partial[2];
+      partial_rows<Dim>(args, work, mine, partials + warp * rows_size, partial);
+      single_block<Dim>(buffer, queries, args.scale2, work.in_block(mine), parity, next_page, partial);
+      parity ^= 1;
+      mine += warps;
+    }
+    if (work.is_spread) continue;
+    __syncthreads();  // the results of all warps stand
+    const int count = static_cast<int>(min(static_cast<int64_t>(warps), work.end - base));
+    for (int w = 0; w < count; ++w) {
+      folded_row.add(partials + w * rows_size + folded_row.row * partial_pitch(Dim));
+    }
+    __syncthreads();  // they have been read
+  }
+  if (work.is_spread) return;
+  const int64_t head = work.head_at(args, folded_row.row);
+  if (head >= 0) folded_row.store(args.p.out + (work.token * args.p.num_heads + head) * head_dim, head_dim);
+}
+
+template <int Dim>
+void launch_singles(const AttentionArguments& args, int64_t warps, device::Stream stream) {
+  const auto bytes = static_cast<int>(singles_shared_bytes(Dim, warps, args.rows));
+  const cudaError_t allowed =
+      cudaFuncSetAttribute(singles_kernel<Dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (allowed != cudaSuccess) throw LaunchFailure(std::string("attention, singles: ") + cudaGetErrorString(allowed));
+  const auto grid = static_cast<unsigned>(args.p.num_singles * args.head_pairs() * args.parts);
+  singles_kernel<Dim><<<grid, static_cast<unsigned>(warps * 32), bytes, native(stream)>>>(args);
+  check_launch("attention, singles");
+}
+
+}  // namespace quadrille::kernels::cuda

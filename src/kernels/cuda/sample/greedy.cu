@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+// The greedy choice: a cluster of eight CTAs a row, so that one row does not wait for one multiprocessor. The best is
+// one 64-bit maximum (order of logits, then the lower id); the log-probability a sum in double in one fixed order.
+#include <cooperative_groups.h>
+
+#include "core/check.h"
+#include "kernels/cuda/decoder_kernels.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/moe/order_key.h"
+#include "numerics/double_math.h"
+
+namespace quadrille::kernels::cuda {
+namespace {
+
+constexpr int kCluster = 8;
+constexpr int kThreads = 512;
+constexpr int kWarps = kThreads / 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// The larger key wins; 0: nothing. Bit 0 of `bad`: NaN or +infinity was met.
+struct Best {
+  uint64_t key;
+  uint32_t bad;
+};
+__device__ __forceinline__ uint64_t greedy_key(float logit, int64_t id) {
+  return static_cast<uint64_t>(order_key(logit)) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
+}
+__device__ __forceinline__ Best better(const Best& a, const Best& b) {
+  return {a.key > b.key ? a.key : b.key, a.bad | b.bad};
+}
+
+struct Shared {
+  Best best;
+  double sum;
+  Best best_of_warp[kWarps];
+  double sum_of_warp[kWarps];
+};
+
+__device__ __forceinline__ Best best_of_block(Best own, Shared& shared) {
+  for (int d = 16; d > 0; d /= 2) {
+    own = better(own, {__shfl_xor_sync(kAllLanes, own.key, d), __shfl_xor_sync(kAllLanes, own.bad, d)});
+  }
+  if (threadIdx.x % 32 == 0) shared.best_of_warp[threadIdx.x / 32] = own;
+  __syncthreads();  // the bests of all warps stand
+  Best best = shared.best_of_warp[0];
+  for (int w = 1; w < kWarps; ++w) best = better(best, shared.best_of_warp[w]);
+  return best;
+}
+
+// The sum of all threads, in thread 0.
+__device__ __forceinline__ double sum_of_block(double own, Shared& shared) {
+  for (int d = 16; d > 0; d /= 2) own = own + __shfl_xor_sync(kAllLanes, own, d);
+  if (threadIdx.x % 32 == 0) shared.sum_of_warp[threadIdx.x / 32] = own;
+  __syncthreads();  // the sums of all warps stand
+  double sum = 0;
+  for (int w = 0; w < kWarps; ++w) sum = sum + shared.sum_of_warp[w];
+  return sum;
+}
+
+__device__ __forceinline__ void write_token(const DeviceGreedy& p, int64_t row, const Best& best, bool has_token) {
+  const int32_t token = has_token ? static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(best.key)) : -1;
+  p.token[row] = token;
+  if (p.token_at != nullptr && p.slot[row] >= 0) p.token_at[p.slot[row]] = token;
+  if (!has_token && p.status != nullptr) atomicOr(p.status, kStatusBadLogits);
+}
+
+__global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads) greedy_kernel(DeviceGreedy p) {
+  __shared__ Shared shared;
+  const auto cluster = cooperative_groups::this_cluster();
+  const int64_t row = blockIdx.x / kCluster;
+  const float* logits = p.logits + row * p.pitch;
+  const int64_t first = static_cast<int64_t>(cluster.block_rank()) * kThreads + threadIdx.x;
+  constexpr int64_t kStride = kCluster * kThreads;
+  Best own = {0, 0};
+#pragma unroll 8
+  for (int64_t i = first; i < p.vocab_size; i += kStride) {
+    const float x = __ldg(logits + i);
+    own = better(own, {greedy_key(x, i), x < __builtin_inff() ? 0u : 1u});
+  }
+  own = best_of_block(own, shared);
+  if (threadIdx.x == 0) shared.best = own;
+  cluster.sync();  // the bests of all CTAs stand
+  Best best = {0, 0};
+  for (int r = 0; r < kCluster; ++r) best = better(best, *cluster.map_shared_rank(&shared.best, r));
+  const uint32_t top_key = static_cast<uint32_t>(best.key >> 32);
+  const bool has_token = best.bad == 0 && top_key > kLowestKey;
+  if (cluster.block_rank() == 0 && threadIdx.x == 0) write_token(p, row, best, has_token);
+  if (p.logprob != nullptr) {
+    const double top = score_of_key(top_key);
+    double sum = 0;
+    if (has_token) {
+#pragma unroll 2
+      for (int64_t i = first; i < p.vocab_size; i += kStride) {
+        sum = sum + numerics::reproducible_exp(static_cast<double>(__ldg(logits + i)) - top);
+      }
+    }
+    sum = sum_of_block(sum, shared);
+    if (threadIdx.x == 0) shared.sum = sum;
+    cluster.sync();  // the sums of all CTAs stand
+    if (cluster.block_rank() == 0 && threadIdx.x == 0) {
+      double whole = 0;
+      for (int r = 0; r < kCluster; ++r) whole = whole + *cluster.map_shared_rank(&shared.sum, r);
+      // (largest logit - itself) - ln(sum).
+      p.logprob[row] = has_token ? static_cast<float>(0.0 - numerics::reproducible_log(whole))
+                                 : numerics::float_of(numerics::kCanonicalNanF32);
+    }
+  }
+  cluster.sync();  // nobody leaves while its shared memory is read
+}
+
+}  // namespace
+
+void greedy(const DeviceGreedy& p, device::Stream stream) {
+  QD_CHECK(p.num_rows >= 0 && p.num_rows < (int64_t{1} << 27), "rows of logits");
+  QD_CHECK(p.vocab_size >= 1 && p.vocab_size <= INT32_MAX && p.pitch >= p.vocab_size, "a row of logits");
+  QD_CHECK(p.token_at == nullptr || p.slot != nullptr, "slots of the tokens");
+  if (p.num_rows == 0) return;
+  greedy_kernel<<<static_cast<unsigned>(p.num_rows * kCluster), kThreads, 0, native(stream)>>>(p);
+  check_launch("greedy");
+}
+
+}  // namespace quadrille::kernels::cuda
