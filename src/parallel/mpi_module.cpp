@@ -4,7 +4,7 @@
 #include "parallel/mpi_module.h"
 
 #include <mpi.h>
-#include <sched.h>
+#include <time.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -15,7 +15,10 @@ namespace {
 
 constexpr size_t kMostBytes = size_t{1} << 30;  // of a message: MPI counts in int
 constexpr int kTag = 1;
-constexpr int kTestsBeforeYield = 200;
+constexpr int kTestsBeforeSleep = 200;
+// MPI has no wait that can be stopped. Who only yields gives whole slices to other processes on a busy machine; who
+// sleeps, however shortly, is woken in front of them.
+constexpr timespec kSleep = {0, 10'000};
 
 MPI_Comm world = MPI_COMM_NULL;
 
@@ -116,7 +119,7 @@ int exchange(const QdMpiTransfer* transfers, size_t count, int (*stop)(void*), v
     if (code != MPI_SUCCESS) break;
     if (all != 0) return check_sizes(messages, statuses, error, error_bytes);
     if (stop(context) != 0) return kQdMpiStopped;
-    if (tests > kTestsBeforeYield) sched_yield();
+    if (tests > kTestsBeforeSleep) nanosleep(&kSleep, nullptr);
   }
   for (size_t i = 0; code == MPI_ERR_IN_STATUS && i < statuses.size(); ++i) {
     if (statuses[i].MPI_ERROR == MPI_ERR_TRUNCATE) {

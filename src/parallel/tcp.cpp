@@ -2,7 +2,6 @@
 // A wire of one TCP connection a pair of ranks. Every message has a header that says which collective it belongs to, so
 // ranks that are out of step say so instead of taking each other's bytes.
 #include <poll.h>
-#include <sched.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -162,11 +161,8 @@ Status TcpWire::exchange(Collective what, std::span<const Transfer> transfers, c
     if (!pending) return {};
     if (loss.any()) return loss.error(collective_name(what), rank_);
     idle = moved ? 0 : idle + 1;
-    if (idle > kTries) {
-      wait_for_any(flows, loss.wake_fd());
-    } else if (idle > 0) {
-      ::sched_yield();
-    }
+    // In between it does not yield: on a busy machine that gives away a whole slice.
+    if (idle > kTries) wait_for_any(flows, loss.wake_fd());
   }
 }
 
