@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "layout/bf16_lanes16.h"
+#include "moe/dispatch.h"
 #include "moe/row_parallel.h"
 #include "numerics/bf16.h"
 #include "numerics/elementwise.h"
@@ -16,17 +17,44 @@ namespace quadrille::model {
 
 using moe::LinearInput;
 
+namespace {
+
+// Hands the stages of one module of one layer to the observer of the step.
+class ModuleStages final : public moe::LayerObserver {
+ public:
+  ModuleStages(StepObserver* observer, int64_t layer, Module module)
+      : observer_(observer != nullptr && observer->wants_stages() ? observer : nullptr),
+        layer_(layer),
+        module_(module) {}
+  // Null where nobody looks.
+  moe::LayerObserver* get() { return observer_ == nullptr ? nullptr : this; }
+  void stage(const moe::Stage& stage) override { observer_->stage(layer_, module_, stage); }
+  void shared_stage(const moe::Stage& stage) override { observer_->stage(layer_, Module::kShared, stage); }
+  void values(const char* name, const float* x, int64_t rows, int64_t width) {
+    if (observer_ != nullptr) stage({name, moe::StageType::kF32, {rows, width}, x});
+  }
+
+ private:
+  StepObserver* observer_;
+  int64_t layer_;
+  Module module_;
+};
+
+}  // namespace
+
 Status Decoder::run(const Step& step, std::span<float> logits, const std::atomic<bool>* cancel) {
   const auto num_tokens = static_cast<int64_t>(step.ids.size());
   if (num_tokens == 0) return {};
   stream_.resize(num_tokens * config_.hidden_size);
   float* x = stream_.data();
-  if (execution_.is_split()) {
+  if (execution_.is_split() || execution_.is_spread()) {
     cancel = nullptr;
     const bool is_decode = step.logit_rows.size() == step.ids.size();
-    execution_.ranks->set_phase(is_decode ? parallel::Phase::kDecode : parallel::Phase::kPrefill);
+    parallel::Communicator* any = execution_.is_split() ? execution_.ranks : execution_.expert_ranks;
+    any->set_phase(is_decode ? parallel::Phase::kDecode : parallel::Phase::kPrefill);
   }
   QD_TRY_STATUS(embed(step.ids, x));
+  show_update(-1, Module::kEmbedding, x, num_tokens);
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
     if (cancel != nullptr && cancel->load(std::memory_order_relaxed)) {
       return make_error(ErrorCode::kCancelled, "step stopped before layer {} of {}", layer, config_.num_layers);
@@ -48,10 +76,12 @@ Status Decoder::run_block(int64_t layer, const Step& step, float* x) {
 
   norm(x, weights.attention.input_norm, num_tokens, config_.hidden_size, normed);
   QD_TRY_STATUS(run_attention(layer, step, normed, update));
+  show_update(layer, Module::kAttention, update, num_tokens);
   execution_.table->add_residual({execution_.rounding, count, x, update}, execution_.kernels);
 
   norm(x, weights.post_attention_norm, num_tokens, config_.hidden_size, normed);
   QD_TRY_STATUS(run_feed_forward(layer, normed, num_tokens, update));
+  show_update(layer, Module::kFeedForward, update, num_tokens);
   execution_.table->add_residual({execution_.rounding, count, x, update}, execution_.kernels);
   return {};
 }
@@ -67,6 +97,10 @@ Status Decoder::run_attention(int64_t layer, const Step& step, const float* norm
   apply_linear(weights.q, &input, execution_, q);
   apply_linear(weights.k, &input, execution_, k);
   apply_linear(weights.v, &input, execution_, v);
+  ModuleStages stages(observer_, layer, Module::kAttention);
+  stages.values("q", q, num_tokens, q_width());
+  stages.values("k", k, num_tokens, kv_width());
+  stages.values("v", v, num_tokens, kv_width());
   QD_TRY_STATUS(norm_heads(num_tokens, q, k, weights));
   clip(q, num_tokens * q_width());
   clip(k, num_tokens * kv_width());
@@ -77,7 +111,11 @@ Status Decoder::run_attention(int64_t layer, const Step& step, const float* norm
   const float* mixed = attend(layer, step, q);
   const int64_t offset =
       part_.all.empty() ? 0 : part_.all[execution_.ranks->rank()].layers[layer].attention.o.k_offset();
-  return apply_row_parallel(weights.o, {mixed, num_tokens, q_width(), offset}, execution_, out);
+  return apply_row_parallel(weights.o, {mixed, num_tokens, q_width(), offset}, execution_, out, stages.get());
+}
+
+void Decoder::show_update(int64_t layer, Module module, float* y, int64_t num_tokens) const {
+  if (observer_ != nullptr) observer_->update(layer, module, y, num_tokens, config_.hidden_size);
 }
 
 // The attention of the rank's query heads over the cache: [num_tokens, heads, head_dim]. The kernels take the same
@@ -125,7 +163,8 @@ Status Decoder::run_feed_forward(int64_t layer, const float* x, int64_t num_toke
   const auto& feed_forward = weights_.layers[layer].feed_forward;
   if (const auto* moe = std::get_if<moe::MoeLayer>(&feed_forward)) return run_moe(layer, *moe, x, num_tokens, out);
   LinearInput input(x, num_tokens, config_.hidden_size);
-  return run_mlp(std::get<moe::GatedMlp>(feed_forward), &input, execution_, out);
+  ModuleStages stages(observer_, layer, Module::kMlp);
+  return run_mlp(std::get<moe::GatedMlp>(feed_forward), &input, execution_, out, stages.get());
 }
 
 Status Decoder::run_moe(int64_t layer, const moe::MoeLayer& moe, const float* x, int64_t num_tokens, float* out) {
@@ -135,12 +174,31 @@ Status Decoder::run_moe(int64_t layer, const moe::MoeLayer& moe, const float* x,
   int32_t* ids = scratch_.take<int32_t>(num_tokens * top_k);
   float* weights = scratch_.take<float>(num_tokens * top_k);
   moe::route(moe, x, num_tokens, execution_, logits, ids, weights);
-  QD_TRY_STATUS(moe::run_layer(moe, x, num_tokens, {ids, weights}, execution_, out));
+  if (moe.placement != nullptr && execution_.is_spread()) {
+    QD_TRY_STATUS(run_own_tokens(moe, x, num_tokens, {ids, weights}, out));
+  } else {
+    ModuleStages stages(observer_, layer, Module::kExperts);
+    QD_TRY_STATUS(moe::run_layer(moe, x, num_tokens, {ids, weights}, execution_, out, stages.get()));
+  }
   if (observer_ != nullptr) {
     observer_->router(layer, logits, ids, weights, num_tokens, num_experts, top_k);
     observer_->moe_block(layer, x, out, num_tokens, config_.hidden_size);
   }
   return {};
+}
+
+// All expert ranks have the same tokens: each computes a range of them, then all have all outputs.
+Status Decoder::run_own_tokens(const moe::MoeLayer& moe, const float* x, int64_t num_tokens, const moe::Routes& routes,
+                               float* out) {
+  const int64_t width = config_.hidden_size, top_k = moe.rule.top_k;
+  const parallel::Communicator& ranks = *execution_.expert_ranks;
+  const moe::TokenRange own = moe::token_range(num_tokens, ranks.rank(), ranks.size());
+  float* mine = scratch_.take<float>(own.size() * width);
+  QD_TRY_STATUS(moe::run_layer(moe, x + own.begin * width, own.size(),
+                               {routes.ids + own.begin * top_k, routes.weights + own.begin * top_k}, execution_, mine));
+  const bool rounds = execution_.rounding == kernels::Rounding::kBf16;
+  return moe::gather_tokens(mine, num_tokens, width, rounds ? moe::RowForm::kBf16 : moe::RowForm::kF32, execution_,
+                            out);
 }
 
 // Each row comes from the rank that holds it; the others give -0, which changes nothing in a sum, not even a zero's

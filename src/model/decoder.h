@@ -81,7 +81,10 @@ class Decoder {
   Status run_attention(int64_t layer, const Step& step, const float* normed, float* out);
   const float* attend(int64_t layer, const Step& step, const float* q);
   Status run_moe(int64_t layer, const moe::MoeLayer& moe, const float* x, int64_t num_tokens, float* out);
+  Status run_own_tokens(const moe::MoeLayer& moe, const float* x, int64_t num_tokens, const moe::Routes& routes,
+                        float* out);
   Status embed(std::span<const int32_t> ids, float* x) const;
+  void show_update(int64_t layer, Module module, float* y, int64_t num_tokens) const;
   void norm(const float* x, const uint16_t* weight, int64_t num_rows, int64_t width, float* out) const;
   Status norm_heads(int64_t num_tokens, float* q, float* k, const AttentionView& weights);
   using RangeOf = layout::Range (*)(const layout::ModelShard& shard);

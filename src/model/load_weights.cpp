@@ -3,6 +3,7 @@
 #include "model/load_weights.h"
 
 #include "model/weight_reader.h"
+#include "parallel/communicator.h"
 
 namespace quadrille::model {
 namespace {
@@ -10,11 +11,13 @@ namespace {
 class Loader {
  public:
   Loader(const Inventory& inventory, const ModelConfig& config, const LoadOptions& options,
-         const layout::ModelShard* shard)
+         const layout::ModelShard* shard, const moe::Placement* placement)
       : inventory_(inventory),
         config_(config),
         options_(options),
         shard_(shard),
+        placement_(placement),
+        expert_rank_(placement == nullptr ? 0 : options.expert_ranks->rank()),
         reader_(options.numerics, options.round_scales,
                 options.split_scale == moe::SplitScale::kAgreed ? prepare::ChannelScale::kWholeRow
                                                                 : prepare::ChannelScale::kOwnGroups) {
@@ -22,6 +25,7 @@ class Loader {
       ++progress_.modules_total;
       progress_.bytes_total += source->disk_bytes();
     }
+    for (const LayerSources& layer : inventory.layers) leave_out_experts(layer);
   }
 
   Result<LoadedWeights> load() {
@@ -40,6 +44,27 @@ class Loader {
     if (options_.cancel == nullptr || !options_.cancel->load(std::memory_order_relaxed)) return {};
     return make_error(ErrorCode::kCancelled, "loading stopped after {} of {} modules", progress_.modules_done,
                       progress_.modules_total);
+  }
+
+  // What is read of the experts of a layer: one a slot.
+  std::vector<const MlpSources*> held_experts(const LayerSources& layer) const {
+    std::vector<const MlpSources*> held;
+    if (placement_ == nullptr) {
+      for (const MlpSources& expert : layer.experts) held.push_back(&expert);
+    } else {
+      for (const int32_t expert : placement_->slots(expert_rank_)) held.push_back(&layer.experts[expert]);
+    }
+    return held;
+  }
+
+  void leave_out_experts(const LayerSources& layer) {
+    for (size_t e = 0; e < layer.experts.size(); ++e) {
+      if (placement_ == nullptr || placement_->holds(expert_rank_, static_cast<int64_t>(e))) continue;
+      for (const ModuleSource* source : {&layer.experts[e].gate, &layer.experts[e].up, &layer.experts[e].down}) {
+        --progress_.modules_total;
+        progress_.bytes_total -= source->disk_bytes();
+      }
+    }
   }
 
   void done(const ModuleSource& source) {
@@ -97,26 +122,39 @@ class Loader {
     return reader_.read_linear(down, cuts.down, expert, pool, &store->down);
   }
 
-  Status read_mlps(std::span<const MlpSources> sources, const MlpCuts& cuts, MlpStore* store) {
-    const ModuleSource* gate_up[] = {&sources[0].gate, &sources[0].up};
-    const ModuleSource* down[] = {&sources[0].down};
+  // `any`: a feed-forward of the kind that all `sources` are, of which there may be none.
+  Status read_mlps(const MlpSources& any, std::span<const MlpSources* const> sources, const MlpCuts& cuts,
+                   MlpStore* store) {
+    const ModuleSource* gate_up[] = {&any.gate, &any.up};
+    const ModuleSource* down[] = {&any.down};
     const auto count = static_cast<int64_t>(sources.size());
     shape_store(gate_up, cuts.gate_up, count, &store->gate_up);
     shape_store(down, cuts.down, count, &store->down);
-    store->width = cuts.down.columns ? cuts.down.columns->held() : sources[0].down.k();
+    store->width = cuts.down.columns ? cuts.down.columns->held() : any.down.k();
     store->down_offset = cuts.down.columns ? cuts.down.columns->k_offset() : 0;
     if (count == 1) {
-      QD_TRY_STATUS(read_expert(sources[0], cuts, 0, options_.pool, store));
+      QD_TRY_STATUS(read_expert(*sources[0], cuts, 0, options_.pool, store));
     } else {
       // One expert a thread at a time; of several errors the lowest expert's is told.
       std::vector<Status> status(count);
-      options_.pool->run(count, [&](int64_t e) { status[e] = read_expert(sources[e], cuts, e, nullptr, store); });
+      options_.pool->run(count, [&](int64_t e) { status[e] = read_expert(*sources[e], cuts, e, nullptr, store); });
       for (const Status& one : status) QD_TRY_STATUS(one);
     }
-    for (const MlpSources& source : sources) {
-      for (const ModuleSource* module : {&source.gate, &source.up, &source.down}) done(*module);
+    for (const MlpSources* source : sources) {
+      for (const ModuleSource* module : {&source->gate, &source->up, &source->down}) done(*module);
     }
     return {};
+  }
+  Status read_mlp(const MlpSources& source, const MlpCuts& cuts, MlpStore* store) {
+    const MlpSources* one[] = {&source};
+    return read_mlps(source, one, cuts, store);
+  }
+
+  Status read_experts(const LayerSources& source, int64_t index, LayerStore* layer) {
+    if (placement_ != nullptr) layer->placement = *placement_;
+    layer->expert_rank = expert_rank_;
+    return read_mlps(source.experts[0], held_experts(source), mlp_cuts(index, &layout::LayerShard::experts),
+                     &layer->experts);
   }
 
   Status read_attention(const LayerSources& source, int64_t index, LayerStore* layer) {
@@ -142,14 +180,12 @@ class Loader {
     QD_TRY_STATUS(read_attention(source, index, layer));
     if (source.router) QD_TRY_STATUS(read_vector(*source.router, &layer->router));
     if (source.shared_gate) QD_TRY_STATUS(read_vector(*source.shared_gate, &layer->shared_gate));
-    if (!source.experts.empty()) {
-      QD_TRY_STATUS(read_mlps(source.experts, mlp_cuts(index, &LayerShard::experts), &layer->experts));
-    }
+    if (!source.experts.empty()) QD_TRY_STATUS(read_experts(source, index, layer));
     if (source.shared) {
-      QD_TRY_STATUS(read_mlps({&*source.shared, 1}, mlp_cuts(index, &LayerShard::shared), &layer->shared));
+      QD_TRY_STATUS(read_mlp(*source.shared, mlp_cuts(index, &LayerShard::shared), &layer->shared));
     }
     if (source.dense) {
-      QD_TRY_STATUS(read_mlps({&*source.dense, 1}, mlp_cuts(index, &LayerShard::dense), &layer->dense));
+      QD_TRY_STATUS(read_mlp(*source.dense, mlp_cuts(index, &LayerShard::dense), &layer->dense));
     }
     return {};
   }
@@ -166,6 +202,8 @@ class Loader {
   const ModelConfig& config_;
   const LoadOptions& options_;
   const layout::ModelShard* shard_;
+  const moe::Placement* placement_;
+  int expert_rank_;
   WeightReader reader_;
   LoadProgress progress_;
 };
@@ -186,9 +224,9 @@ Status check_weight_only(const Inventory& inventory, const LoadOptions& options)
 }
 
 Result<LoadedWeights> load_weights(const Inventory& inventory, const ModelConfig& config, const LoadOptions& options,
-                                   const layout::ModelShard* shard) {
+                                   const layout::ModelShard* shard, const moe::Placement* placement) {
   QD_TRY_STATUS(check_weight_only(inventory, options));
-  return Loader(inventory, config, options, shard).load();
+  return Loader(inventory, config, options, shard, placement).load();
 }
 
 }  // namespace quadrille::model

@@ -23,9 +23,10 @@ Status check_weight_only(const Inventory& inventory, const LoadOptions& options)
 
 // Expert by expert over the pool, so that beside the result only a few matrices are in memory. Errors: those of
 // weight_reader.h, kUnsupported for W4A16 without its option, kCancelled.
-// `shard`: what this rank holds; null: the whole model.
+// `shard`: what this tensor-parallel rank holds; null: the whole model. `placement`: of every layer's experts over
+// options.expert_ranks, of which this rank reads its own alone; null: all.
 Result<LoadedWeights> load_weights(const Inventory& inventory, const ModelConfig& config, const LoadOptions& options,
-                                   const layout::ModelShard* shard);
+                                   const layout::ModelShard* shard, const moe::Placement* placement = nullptr);
 
 Result<ModelWeights> random_weights(const ModelConfig& config, const RandomModel& random, const LoadOptions& options);
 

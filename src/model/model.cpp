@@ -52,6 +52,26 @@ bool has_ranks(const LoadOptions& options) {
   return options.ranks != nullptr && options.ranks->size() > 1;
 }
 
+bool has_expert_ranks(const LoadOptions& options) {
+  return options.expert_ranks != nullptr && options.expert_ranks->size() > 1;
+}
+
+// Where the experts of every layer are; nothing: all here.
+Result<std::optional<moe::Placement>> choose_placement(const ModelConfig& config, const LoadOptions& options) {
+  if (!has_expert_ranks(options) || config.num_moe_layers() == 0) return std::optional<moe::Placement>();
+  const int ranks = options.expert_ranks->size();
+  if (!options.placement) {
+    QD_TRY(moe::Placement even, moe::Placement::even(config.router.num_experts, ranks));
+    return std::optional(std::move(even));
+  }
+  if (options.placement->num_ranks() == ranks && options.placement->num_experts() == config.router.num_experts) {
+    return options.placement;
+  }
+  return make_error(ErrorCode::kInvalidArgument,
+                    "placement of {} experts over {} ranks; the model has {} experts and {} expert-parallel ranks",
+                    options.placement->num_experts(), options.placement->num_ranks(), config.router.num_experts, ranks);
+}
+
 // What this rank has of the model. `shards`: of all ranks; empty: one rank.
 RankPart rank_part(const ModelConfig& config, std::vector<layout::ModelShard> shards, int rank) {
   RankPart part;
@@ -122,6 +142,7 @@ struct Model::Impl {
     execution.numerics = numerics;
     execution.rounding = rounding;
     execution.ranks = options.ranks;
+    execution.expert_ranks = options.expert_ranks;
     execution.split_scale = options.split_scale;
     decoder.emplace(config, view, rope, &*cache, execution, std::move(part));
     return {};
@@ -133,6 +154,8 @@ Model::~Model() = default;
 
 Result<std::unique_ptr<Model>> Model::load(const std::string& folder, const LoadOptions& options) {
   try {
+    if (has_ranks(options)) options.ranks->set_phase(parallel::Phase::kLoad);
+    if (has_expert_ranks(options)) options.expert_ranks->set_phase(parallel::Phase::kLoad);
     QD_TRY(const formats::HfConfig raw, formats::read_hf_config(folder));
     QD_TRY(const ModelConfig config, read_model_config(folder));
     QD_TRY(std::unique_ptr<Impl> impl, Impl::create(config, options));
@@ -142,10 +165,11 @@ Result<std::unique_ptr<Model>> Model::load(const std::string& folder, const Load
                   fmt::format("{}: {} tensors are no part of the model and stay unread, the first is '{}'", folder,
                               inventory.unused_tensors.size(), inventory.unused_tensors[0]));
     }
-    if (has_ranks(options)) options.ranks->set_phase(parallel::Phase::kLoad);
     QD_TRY(std::vector<layout::ModelShard> shards, all_shards(inventory, config, options));
+    QD_TRY(const std::optional<moe::Placement> placement, choose_placement(config, options));
     const int rank = shards.empty() ? 0 : options.ranks->rank();
-    QD_TRY(LoadedWeights loaded, load_weights(inventory, config, options, shards.empty() ? nullptr : &shards[rank]));
+    QD_TRY(LoadedWeights loaded, load_weights(inventory, config, options, shards.empty() ? nullptr : &shards[rank],
+                                              placement ? &*placement : nullptr));
     impl->weights = std::move(loaded.weights);
     impl->notes = std::move(loaded.notes);
     for (const std::string& note : impl->notes) options.log(LogLevel::kWarning, fmt::format("{}: {}", folder, note));
@@ -161,9 +185,9 @@ Result<std::unique_ptr<Model>> Model::random(const ModelConfig& config, const Ra
                                              const LoadOptions& options) {
   try {
     QD_TRY_STATUS(check_model_config(config, "random model"));
-    if (has_ranks(options)) {
+    if (has_ranks(options) || has_expert_ranks(options)) {
       return make_error(ErrorCode::kUnsupported, "random model: found {} ranks; random weights are made for 1 rank",
-                        options.ranks->size());
+                        (has_ranks(options) ? options.ranks : options.expert_ranks)->size());
     }
     QD_TRY(std::unique_ptr<Impl> impl, Impl::create(config, options));
     QD_TRY(impl->weights, random_weights(config, random, options));

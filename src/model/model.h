@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "model/any_model.h"
 #include "model/description.h"
 #include "moe/linear.h"
+#include "moe/placement.h"
 
 namespace quadrille::model {
 
@@ -41,6 +43,11 @@ struct LoadOptions {
   // (ranks that stop at different layers would wait for each other): callers agree between steps. Must outlive the
   // model.
   parallel::Communicator* ranks = nullptr;
+  // The expert-parallel ranks; null or one rank: every expert is here. Of a grid the ranks with the same
+  // tensor-parallel number: each of the two communicators is a split of one of all ranks. Otherwise as `ranks`.
+  parallel::Communicator* expert_ranks = nullptr;
+  // Of the experts of every MoE layer over expert_ranks; none: Placement::even().
+  std::optional<moe::Placement> placement;
   moe::SplitScale split_scale = moe::SplitScale::kAgreed;  // kLocal also takes `vllm` channel scales shard by shard
 
   // Size of the cache: pages of 64 positions, else bytes, else enough for `default_positions` positions.

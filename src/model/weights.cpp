@@ -23,6 +23,8 @@ moe::MoeLayer moe_view(const LayerStore& layer, const ModelConfig& config) {
   moe.rule = config.router;
   moe.router_weight = layer.router.data();
   moe.experts = mlp_view(layer.experts, config.hidden_size);
+  if (layer.placement) moe.placement = &*layer.placement;
+  moe.expert_rank = layer.expert_rank;
   if (config.shared_width > 0) moe.shared = mlp_view(layer.shared, config.hidden_size);
   if (!layer.shared_gate.empty()) moe.shared_gate_weight = layer.shared_gate.data();
   const Status legal = check_layer(moe);
@@ -67,6 +69,7 @@ LayerView layer_view(LayerStore* layer, const ModelConfig& config, bool is_moe) 
 void LinearStore::reserve(int64_t num_experts, bool quantised) {
   bf16.resize(quantised ? 0 : num_experts);
   w4.resize(quantised ? num_experts : 0);
+  is_w4 = quantised;
 }
 
 void LinearStore::seal() {
@@ -79,7 +82,7 @@ void LinearStore::seal() {
 
 moe::Linear LinearStore::view() const {
   const float* const* biases = bias_view_ == nullptr ? nullptr : &bias_view_;
-  if (w4.empty()) return moe::Bf16Linear{static_cast<int64_t>(bf16.size()), n, k, bf16_views_.data(), biases};
+  if (!is_w4) return moe::Bf16Linear{static_cast<int64_t>(bf16.size()), n, k, bf16_views_.data(), biases};
   return moe::W4Linear{static_cast<int64_t>(w4.size()), n, k, group_size, w4_views_.data(), biases};
 }
 
@@ -115,6 +118,13 @@ DecoderView ModelWeights::seal(const ModelConfig& config) {
     view.layers.push_back(layer_view(&layers[l], config, config.layers[l].is_moe));
   }
   return view;
+}
+
+void ModelWeights::seal_experts(int64_t layer, const ModelConfig& config, DecoderView* view) {
+  LayerStore& store = layers[layer];
+  store.experts.gate_up.seal();
+  store.experts.down.seal();
+  view->layers[layer].feed_forward = moe_view(store, config);
 }
 
 uint64_t ModelWeights::bytes() const {

@@ -10,6 +10,7 @@
 
 #include "model/config.h"
 #include "model/decoder.h"
+#include "moe/placement.h"
 #include "prepare/prepare_bf16.h"
 #include "prepare/prepare_w4.h"
 
@@ -21,9 +22,11 @@ struct LinearStore {
   std::vector<prepare::PreparedBf16> bf16;  // [num_experts], or empty
   std::vector<prepare::PreparedW4> w4;      // [num_experts], or empty
   std::vector<float> bias;                  // [n] of a single matrix, or empty
+  bool is_w4 = false;                       // which kind, also where there is no matrix
 
-  // Sizes the store for `num_experts` matrices of either kind.
+  // Sizes the store for `num_experts` matrices of either kind; zero is fine.
   void reserve(int64_t num_experts, bool quantised);
+  int64_t num_matrices() const { return static_cast<int64_t>(is_w4 ? w4.size() : bf16.size()); }
   // Makes the tables of pointers that view() hands out; call when all matrices stand in their place.
   void seal();
   moe::Linear view() const;
@@ -47,7 +50,11 @@ using NormStore = std::vector<uint16_t>;  // bf16
 struct LayerStore {
   NormStore input_norm, post_attention_norm, q_norm, k_norm;
   LinearStore q, k, v, o;
-  MlpStore experts, shared, dense;            // those that the layer has
+  MlpStore experts, shared, dense;  // those that the layer has
+  // Which expert-parallel rank holds which experts; none: all are here. Else `experts` has one matrix a slot of
+  // expert_rank, empty ones in free slots.
+  std::optional<moe::Placement> placement;
+  int expert_rank = 0;
   std::vector<uint16_t> router, shared_gate;  // [num_experts, hidden], [1, hidden] bf16
 
   uint64_t bytes() const;
@@ -61,6 +68,8 @@ struct ModelWeights {
 
   // Seals every store and returns views, valid until the weights move.
   DecoderView seal(const ModelConfig& config);
+  // Again for the experts of one layer, after some came or went.
+  void seal_experts(int64_t layer, const ModelConfig& config, DecoderView* view);
   uint64_t bytes() const;
   uint64_t expert_bytes() const;
   // What one token reads: everything but the embedding and the experts that it is not sent to.
