@@ -71,20 +71,15 @@ __device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {
 template <int Dim>
 __device__ __forceinline__ void block_scores(const Queries<Dim>& q, const uint8_t* tile, int lane,
                                              float (&score)[8][4]) {
-  const int g = lane / 4, t = lane % 4;
-  // Where rows are multiples of 128 bytes, odd rows have the halves of 128 bytes swapped.
-  const int odd = Dim % 64 == 0 ? g % 2 * 64 : 0;
-  const uint8_t* base = tile + g * (Dim * 2) + t * 16;
 #pragma unroll
   for (int j = 0; j < 8; ++j) score[j][0] = score[j][1] = score[j][2] = score[j][3] = 0.0f;
 #pragma unroll
   for (int c = 0; c < Dim / 32; ++c) {
-    const uint8_t* column = base + c * 64 + (c % 2 == 0 ? odd : -odd);
     const uint4 low = q.piece(0, c);
     const uint4 high = q.piece(1, c);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const uint4 key = *reinterpret_cast<const uint4*>(column + j * (8 * Dim * 2));
+      const uint4 key = *reinterpret_cast<const uint4*>(tile + key_piece_at(Dim, j, c, lane));
       ptx::mma_bf16(score[j], low.x, high.x, low.y, high.y, key.x, key.y);
       ptx::mma_bf16(score[j], low.z, high.z, low.w, high.w, key.z, key.w);
     }
@@ -145,14 +140,13 @@ __device__ __forceinline__ void block_weights(float (&score)[8][4], float scale2
 template <int Dim>
 __device__ __forceinline__ void block_values(const Weights& w, const uint8_t* tile, int chunk, int lane,
                                              float (&sum)[4][4]) {
-  const int g = lane / 4, t = lane % 4;
-  const uint8_t* base = tile + Tile<Dim>::kKeyBytes + t * (Dim * 4) + chunk * 128 + (g ^ (2 * t)) * 16;
+  const uint8_t* values = tile + Tile<Dim>::kKeyBytes;
 #pragma unroll
   for (int j = 0; j < 4; ++j) sum[j][0] = sum[j][1] = sum[j][2] = sum[j][3] = 0.0f;
 #pragma unroll
   for (int s = 0; s < 4; ++s) {
-    const uint4 low = *reinterpret_cast<const uint4*>(base + 2 * s * (16 * Dim));
-    const uint4 high = *reinterpret_cast<const uint4*>(base + (2 * s + 1) * (16 * Dim));
+    const uint4 low = *reinterpret_cast<const uint4*>(values + value_piece_at(Dim, 2 * s, chunk, lane));
+    const uint4 high = *reinterpret_cast<const uint4*>(values + value_piece_at(Dim, 2 * s + 1, chunk, lane));
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       ptx::mma_bf16(sum[j], w.a[s][0], w.a[s][1], w.a[s][2], w.a[s][3], word_of(low, j), word_of(high, j));

@@ -75,6 +75,21 @@ struct HeadTiles {
   }
 };
 
+// --- Fragments. Lane = 4 g + t of a warp; Dim: the padded head dimension ---
+
+// Byte, from the start of a tile, of the 16 that hold dimensions 32 chunk + 8 t .. + 7 of key 8 j + g.
+QD_HD constexpr int key_piece_at(int dim, int j, int chunk, int lane) {
+  const int g = lane / 4, t = lane % 4;
+  const int swapped = dim % 64 == 0 ? chunk ^ (g % 2) : chunk;
+  return (8 * j + g) * (dim * 2) + swapped * 64 + t * 16;
+}
+// Byte, from the start of the values of a tile, of the 16 that hold dimensions 32 chunk + 4 g .. + 3 of the values at
+// positions 8 j + 2 t and 8 j + 2 t + 1.
+QD_HD constexpr int value_piece_at(int dim, int j, int chunk, int lane) {
+  const int g = lane / 4, t = lane % 4;
+  return (4 * j + t) * (dim * 4) + chunk * 128 + (g ^ (2 * t)) * 16;
+}
+
 // Floats of a partial result: sums of padded_dim dimensions, then maximum and sum of weights, padding.
 QD_HD constexpr int64_t partial_pitch(int64_t padded_dim) {
   return padded_dim + 4;
