@@ -4,49 +4,10 @@
 #include "core/check.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.h"
-#include "numerics/bf16.h"
-#include "numerics/elementwise.h"
+#include "kernels/cuda/moe/combine_columns.cuh"
 
 namespace quadrille::kernels::cuda {
 namespace {
-
-constexpr int kAtOnce = 8;  // rows whose loads do not wait for each other
-constexpr int kMostThreads = 256;
-
-// What a thread adds of rows of bf16 codes: eight columns, 16 bytes.
-struct Bf16Columns {
-  using Value = uint16_t;
-  static constexpr int kColumns = 8;
-  float sum[kColumns] = {};
-
-  __device__ __forceinline__ void add(float weight, const uint4& row) {
-    const uint32_t word[4] = {row.x, row.y, row.z, row.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      sum[2 * i] = numerics::combine_step(weight, numerics::float_of(word[i] << 16), sum[2 * i]);
-      sum[2 * i + 1] = numerics::combine_step(weight, numerics::float_of(word[i] & 0xffff0000u), sum[2 * i + 1]);
-    }
-  }
-  __device__ __forceinline__ uint32_t rounded(int i) const {
-    return numerics::bf16_from_f32(sum[2 * i]) | static_cast<uint32_t>(numerics::bf16_from_f32(sum[2 * i + 1])) << 16;
-  }
-  __device__ __forceinline__ uint4 result() const { return make_uint4(rounded(0), rounded(1), rounded(2), rounded(3)); }
-};
-
-// And of fp32 rows: four columns, not rounded.
-struct F32Columns {
-  using Value = float;
-  static constexpr int kColumns = 4;
-  float sum[kColumns] = {};
-
-  __device__ __forceinline__ void add(float weight, const uint4& row) {
-    const uint32_t word[4] = {row.x, row.y, row.z, row.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sum[i] = numerics::combine_step(weight, numerics::float_of(word[i]), sum[i]);
-  }
-  __device__ __forceinline__ uint32_t bits(int i) const { return numerics::bits_of(numerics::canonical(sum[i])); }
-  __device__ __forceinline__ uint4 result() const { return make_uint4(bits(0), bits(1), bits(2), bits(3)); }
-};
 
 template <typename Value>
 __device__ __forceinline__ uint4 load_row(const Value* rows, int64_t row, int64_t width, int64_t column) {
@@ -54,7 +15,7 @@ __device__ __forceinline__ uint4 load_row(const Value* rows, int64_t row, int64_
 }
 
 template <typename Columns, typename Problem>
-__global__ void __launch_bounds__(kMostThreads) combine_kernel(Problem p) {
+__global__ void __launch_bounds__(kMostCombineThreads) combine_kernel(Problem p) {
   const int64_t t = blockIdx.x;
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * Columns::kColumns;
   if (column >= p.width) return;
@@ -65,22 +26,22 @@ __global__ void __launch_bounds__(kMostThreads) combine_kernel(Problem p) {
     if (p.shared_gate != nullptr) gate = p.shared_gate[t];
   }
   Columns columns = {};
-  for (int64_t first = 0; first < p.top_k; first += kAtOnce) {
-    int32_t slot[kAtOnce];
-    float weight[kAtOnce];
-    uint4 row[kAtOnce];
+  for (int64_t first = 0; first < p.top_k; first += kRowsAtOnce) {
+    int32_t slot[kRowsAtOnce];
+    float weight[kRowsAtOnce];
+    uint4 row[kRowsAtOnce];
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
+    for (int j = 0; j < kRowsAtOnce; ++j) {
       const bool exists = first + j < p.top_k;
       slot[j] = exists ? __ldg(p.slot + t * p.top_k + first + j) : -1;
       weight[j] = exists && p.weight != nullptr ? __ldg(p.weight + t * p.top_k + first + j) : 1.0f;
     }
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
+    for (int j = 0; j < kRowsAtOnce; ++j) {
       if (slot[j] >= 0) row[j] = load_row(p.rows, slot[j], p.width, column);
     }
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
+    for (int j = 0; j < kRowsAtOnce; ++j) {
       if (slot[j] >= 0) columns.add(weight[j], row[j]);
     }
   }
@@ -100,7 +61,7 @@ void launch(const Problem& p, device::Stream stream) {
   if (p.num_tokens == 0) return;
   const int64_t pieces = p.width / Columns::kColumns;
   const int64_t warps = (pieces + 31) / 32;
-  const int threads = warps < kMostThreads / 32 ? static_cast<int>(warps) * 32 : kMostThreads;
+  const int threads = warps < kMostCombineThreads / 32 ? static_cast<int>(warps) * 32 : kMostCombineThreads;
   const dim3 grid(static_cast<unsigned>(p.num_tokens), ceil_div(pieces, threads));
   QD_CHECK(grid.y <= 65535, "a width of at most 67 million");
   combine_kernel<Columns, Problem><<<grid, threads, 0, native(stream)>>>(p);
