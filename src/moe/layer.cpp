@@ -20,28 +20,31 @@ using kernels::Rounding;
 // Tells the observer, if there is one.
 class Watch {
  public:
-  Watch(LayerObserver* observer, const Execution& execution)
-      : observer_(observer), rounds_(execution.rounding == Rounding::kBf16) {}
+  Watch(LayerObserver* observer, const Execution& execution, bool is_shared = false)
+      : observer_(observer), rounds_(execution.rounding == Rounding::kBf16), is_shared_(is_shared) {}
   explicit operator bool() const { return observer_ != nullptr; }
   void values(const char* name, const float* x, int64_t rows, int64_t width, bool rounding_point) const {
     if (observer_ == nullptr) return;
-    observer_->stage({name, rounds_ && rounding_point ? StageType::kBf16InF32 : StageType::kF32, {rows, width}, x});
+    tell({name, rounds_ && rounding_point ? StageType::kBf16InF32 : StageType::kF32, {rows, width}, x});
   }
   void integers(const char* name, const std::vector<int32_t>& x, std::vector<int64_t> shape) const {
-    if (observer_ != nullptr) observer_->stage({name, StageType::kI32, std::move(shape), x.data()});
+    if (observer_ != nullptr) tell({name, StageType::kI32, std::move(shape), x.data()});
   }
   void offsets(const char* name, const std::vector<int64_t>& x) const {
-    if (observer_ != nullptr) observer_->stage({name, StageType::kI64, {static_cast<int64_t>(x.size())}, x.data()});
+    if (observer_ != nullptr) tell({name, StageType::kI64, {static_cast<int64_t>(x.size())}, x.data()});
   }
   void quantised(const char* name, const char* scale_name, const LinearInput& input) const {
     if (observer_ == nullptr || input.act() == nullptr) return;
-    observer_->stage({name, StageType::kE4M3, {input.num_rows(), input.k()}, input.act()});
-    observer_->stage({scale_name, StageType::kF32, {input.num_rows(), 1}, input.act_scale()});
+    tell({name, StageType::kE4M3, {input.num_rows(), input.k()}, input.act()});
+    tell({scale_name, StageType::kF32, {input.num_rows(), 1}, input.act_scale()});
   }
 
  private:
+  void tell(const Stage& stage) const { is_shared_ ? observer_->shared_stage(stage) : observer_->stage(stage); }
+
   LayerObserver* observer_;
   bool rounds_;
+  bool is_shared_;
 };
 
 // GEMM1, activation, GEMM2 over grouped rows: out [slots, hidden]; with ranks the partial rows of this one, in fp32.
@@ -68,9 +71,10 @@ Status run_grouped(const GatedMlp& mlp, LinearInput* input, const kernels::Group
   return {};
 }
 
-Status run_grouped_mlp(const GatedMlp& mlp, LinearInput* input, const Execution& execution, float* out) {
+Status run_grouped_mlp(const GatedMlp& mlp, LinearInput* input, const Execution& execution, const Watch& watch,
+                       float* out) {
   const int64_t offsets[2] = {0, input->num_rows()};
-  return run_grouped(mlp, input, {1, offsets, nullptr}, execution, Watch(nullptr, execution), out);
+  return run_grouped(mlp, input, {1, offsets, nullptr}, execution, watch, out);
 }
 
 // x' = rounded(w * x) for each of some routes: the router weight on the input.
@@ -158,11 +162,12 @@ struct SharedOutput {
   const float* gate = nullptr;  // [num_tokens]
 };
 
-Result<SharedOutput> run_shared(const MoeLayer& layer, LinearInput* input, const Execution& execution) {
+Result<SharedOutput> run_shared(const MoeLayer& layer, LinearInput* input, const Execution& execution,
+                                LayerObserver* observer) {
   if (!layer.shared) return SharedOutput{};
   const int64_t num_tokens = input->num_rows();
   float* rows = execution.kernels.scratch->take<float>(num_tokens * layer.shared->hidden);
-  QD_TRY_STATUS(run_grouped_mlp(*layer.shared, input, execution, rows));
+  QD_TRY_STATUS(run_grouped_mlp(*layer.shared, input, execution, Watch(observer, execution, true), rows));
   if (layer.shared_gate_weight == nullptr) return SharedOutput{rows, nullptr};
   float* gate = execution.kernels.scratch->take<float>(num_tokens);
   execution.table->router_logits({num_tokens, 1, layer.shared->hidden, input->x(), layer.shared_gate_weight, gate},
@@ -252,7 +257,7 @@ Status run_layer(const MoeLayer& layer, const float* x, int64_t num_tokens, cons
   LinearInput input(x, num_tokens, hidden);
   QD_TRY(const RoutedRows routed, is_spread ? run_spread(layer, &input, routes, execution, watch)
                                             : run_here(layer, &input, routes, execution, watch));
-  QD_TRY(const SharedOutput shared, run_shared(layer, &input, execution));
+  QD_TRY(const SharedOutput shared, run_shared(layer, &input, execution, observer));
 
   if (num_tokens > 0) {
     const std::vector<float> ones(weight_on_input ? num_tokens * top_k : 0, 1.0f);
@@ -274,8 +279,9 @@ Status run_layer(const MoeLayer& layer, const float* x, int64_t num_tokens, cons
   return {};
 }
 
-Status run_mlp(const GatedMlp& mlp, LinearInput* input, const Execution& execution, float* out) {
-  QD_TRY_STATUS(run_grouped_mlp(mlp, input, execution, out));
+Status run_mlp(const GatedMlp& mlp, LinearInput* input, const Execution& execution, float* out,
+               LayerObserver* observer) {
+  QD_TRY_STATUS(run_grouped_mlp(mlp, input, execution, Watch(observer, execution), out));
   return sum_over_ranks(execution, out, input->num_rows() * mlp.hidden);
 }
 

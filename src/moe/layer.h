@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/result.h"
+#include "moe/layer_observer.h"
 #include "moe/linear.h"
 #include "moe/placement.h"
 #include "moe/plan.h"
@@ -48,29 +49,6 @@ Status check_mlp(const GatedMlp& mlp, int64_t num_experts = 1);
 // The numbers of a rule: kInvalidArgument for a limit that is not positive, or an alpha or offset that is not finite.
 Status check_activation(const kernels::ActivationRule& rule);
 
-// A stage's tensor, valid during the call. The names are a1, a1_scale, expert_first_token_offset, inv_permuted_idx,
-// permuted_idx, gemm1_out, act, a2, a2_scale, gemm2_out, out (routed experts only; the a's where they are W4A8). With
-// ranks gemm1_out, act and a2 are the columns of this rank, gemm2_out its partial rows, out the whole output. With
-// expert ranks all but out are of the rows that came to this rank, each with its one route and its local slot.
-enum class StageType {
-  kF32,
-  kBf16InF32,  // fp32 in memory; the stage's values are these rounded to bf16
-  kE4M3,
-  kI32,
-  kI64,
-};
-struct Stage {
-  const char* name;
-  StageType type;
-  std::vector<int64_t> shape;
-  const void* data;
-};
-class LayerObserver {
- public:
-  virtual ~LayerObserver() = default;
-  virtual void stage(const Stage& stage) = 0;
-};
-
 // Routes of a batch of tokens.
 struct Routes {
   const int32_t* ids = nullptr;    // [num_tokens, top_k]; -1: not here
@@ -91,7 +69,9 @@ Status run_layer(const MoeLayer& layer, const float* x, int64_t num_tokens, cons
                  const Execution& execution, float* out, LayerObserver* observer = nullptr);
 
 // The gated feed-forward of one expert: out [num_rows, hidden], rounded as a GEMM2 row is. `input` may be shared with
-// other layers that read the same rows. With ranks as run_layer(). Errors: those of the communicator.
-Status run_mlp(const GatedMlp& mlp, LinearInput* input, const Execution& execution, float* out);
+// other layers that read the same rows. The observer sees gemm1_out to gemm2_out. With ranks as run_layer(). Errors:
+// those of the communicator.
+Status run_mlp(const GatedMlp& mlp, LinearInput* input, const Execution& execution, float* out,
+               LayerObserver* observer = nullptr);
 
 }  // namespace quadrille::moe

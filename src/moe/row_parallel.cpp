@@ -58,6 +58,13 @@ Result<LinearInput> quantised_input(const SplitRows& rows, int64_t k, const Exec
   return input;
 }
 
+void show_input(const LinearInput& input, LayerObserver* observer) {
+  const int64_t rows = input.num_rows();
+  if (input.act() == nullptr) return observer->stage({"x", StageType::kF32, {rows, input.k()}, input.x()});
+  observer->stage({"a", StageType::kE4M3, {rows, input.k()}, input.act()});
+  observer->stage({"a_scale", StageType::kF32, {rows, 1}, input.act_scale()});
+}
+
 }  // namespace
 
 bool Execution::is_split() const {
@@ -90,11 +97,13 @@ Status sum_over_ranks(const Execution& execution, float* x, int64_t count) {
   return {};
 }
 
-Status apply_row_parallel(const Linear& linear, const SplitRows& rows, const Execution& execution, float* out) {
+Status apply_row_parallel(const Linear& linear, const SplitRows& rows, const Execution& execution, float* out,
+                          LayerObserver* observer) {
   QD_TRY(LinearInput input, row_parallel_input(linear, rows, execution));
   const int64_t offsets[2] = {0, rows.num_rows};
   const auto rounding = execution.is_split() ? OutputRounding::kNone : OutputRounding::kAsExecution;
   apply_linear(row_parallel_part(linear, execution), &input, {1, offsets, nullptr}, rounding, execution, out);
+  if (observer != nullptr) show_input(input, observer);
   return sum_over_ranks(execution, out, rows.num_rows * linear_n(linear));
 }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/result.h"
+#include "moe/layer_observer.h"
 #include "moe/linear.h"
 
 namespace quadrille::moe {
@@ -33,7 +34,9 @@ Linear row_parallel_part(const Linear& linear, const Execution& execution);
 // One rank: nothing.
 Status sum_over_ranks(const Execution& execution, float* x, int64_t count);
 
-// out [num_rows, n] = linear(rows), complete and rounded on every rank. For one rank: apply_linear().
-Status apply_row_parallel(const Linear& linear, const SplitRows& rows, const Execution& execution, float* out);
+// out [num_rows, n] = linear(rows), complete and rounded on every rank. For one rank: apply_linear(). The observer sees
+// what the product reads: a and a_scale (W4A8; a has the linear's K), or x.
+Status apply_row_parallel(const Linear& linear, const SplitRows& rows, const Execution& execution, float* out,
+                          LayerObserver* observer = nullptr);
 
 }  // namespace quadrille::moe
