@@ -12,6 +12,7 @@
 #include "layout/w4_hopper64.h"
 #include "layout/w4_lanes16.h"
 #include "model/load_weights.h"
+#include "model/pinned_ring.h"
 #include "model/weight_reader.h"
 
 namespace quadrille::model {
@@ -19,7 +20,6 @@ namespace {
 
 using device::HandOver;
 
-constexpr size_t kSlots = 3;
 constexpr size_t kLeastSlotBytes = size_t{32} << 20;
 constexpr size_t kPieceBytes = size_t{1} << 20;  // of a dense tensor, for one thread
 
@@ -30,42 +30,6 @@ size_t slot_bytes(const WeightPlaces& places) {
 constexpr size_t aligned(size_t bytes) {
   return (bytes + 63) / 64 * 64;
 }
-
-// Page-locked memory that is filled again when the copies out of it are done.
-class PinnedRing {
- public:
-  Status open(size_t bytes) {
-    for (Slot& slot : slots_) {
-      QD_TRY(slot.memory, device::PinnedBuffer::allocate(bytes));
-      QD_TRY(slot.event, device::OwnedEvent::create());
-    }
-    return {};
-  }
-  // The next slot; waits until its last copy is done.
-  Result<std::byte*> next() {
-    Slot& slot = slots_[at_];
-    if (slot.is_sent) QD_TRY_STATUS(device::synchronize(slot.event->get()));
-    slot.is_sent = false;
-    return static_cast<std::byte*>(slot.memory.get());
-  }
-  // The copies out of next() are all enqueued on `copy`.
-  Status sent(device::Stream copy) {
-    Slot& slot = slots_[at_];
-    QD_TRY_STATUS(device::record(slot.event->get(), copy));
-    slot.is_sent = true;
-    at_ = (at_ + 1) % kSlots;
-    return {};
-  }
-
- private:
-  struct Slot {
-    device::PinnedBuffer memory;
-    std::optional<device::OwnedEvent> event;
-    bool is_sent = false;
-  };
-  Slot slots_[kSlots];
-  size_t at_ = 0;
-};
 
 // Rows of a tensor that one thread reads, as bf16 or fp32.
 struct DensePiece {
@@ -411,7 +375,7 @@ Result<DeviceLoadReport> load_to_device(const DeviceLoad& load) {
 }
 
 uint64_t load_ring_bytes(const WeightPlaces& places) {
-  return kSlots * slot_bytes(places);
+  return PinnedRing::kSlots * slot_bytes(places);
 }
 uint64_t load_device_bytes(const WeightPlaces& places) {
   return places.largest_staging + 256;

@@ -3,6 +3,8 @@
 #include "model/device_step.h"
 
 #include <algorithm>
+#include <unordered_map>
+#include <unordered_set>
 
 #include "core/check.h"
 
@@ -22,9 +24,18 @@ bool is_decode(const Step& step, const StepPiece& piece, const PlannedPiece& pla
   return true;
 }
 
-template <typename T>
-std::span<const T> part(std::span<const T> all, int64_t begin, int64_t end) {
+std::span<const int32_t> part(std::span<const int32_t> all, int64_t begin, int64_t end) {
   return all.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+}
+
+// Numbers the piece's sequences by first appearance.
+void name_sequences(const Step& step, PlannedPiece* planned) {
+  std::unordered_map<int32_t, int32_t> name_of;
+  for (const int32_t sequence : part(step.sequences, planned->piece.begin, planned->piece.end)) {
+    const auto [place, is_new] = name_of.try_emplace(sequence, static_cast<int32_t>(planned->rows.size()));
+    if (is_new) planned->rows.push_back(sequence);
+    planned->sequences.push_back(place->second);
+  }
 }
 
 }  // namespace
@@ -62,17 +73,25 @@ StepBlock block_of(const StepShape& shape) {
   return block;
 }
 
-std::vector<StepPiece> cut_step(const Step& step, int64_t max_tokens) {
-  QD_CHECK(max_tokens > 0, "a piece has tokens");
+std::vector<StepPiece> cut_step(const Step& step, int64_t max_tokens, int64_t max_sequences) {
+  QD_CHECK(max_tokens > 0 && max_sequences > 0, "a piece has tokens of some sequence");
   const auto num_tokens = static_cast<int64_t>(step.ids.size());
   const auto num_rows = static_cast<int64_t>(step.logit_rows.size());
   std::vector<StepPiece> pieces;
   int64_t row = 0;
-  for (int64_t begin = 0; begin < num_tokens; begin += max_tokens) {
-    StepPiece piece{begin, std::min(begin + max_tokens, num_tokens), row, row};
-    while (row < num_rows && step.logit_rows[static_cast<size_t>(row)] < piece.end) ++row;
+  for (int64_t begin = 0; begin < num_tokens;) {
+    std::unordered_set<int32_t> seen;
+    int64_t end = begin;
+    for (; end < std::min(begin + max_tokens, num_tokens); ++end) {
+      const int32_t sequence = step.sequences[static_cast<size_t>(end)];
+      if (static_cast<int64_t>(seen.size()) == max_sequences && !seen.contains(sequence)) break;
+      seen.insert(sequence);
+    }
+    StepPiece piece{begin, end, row, row};
+    while (row < num_rows && step.logit_rows[static_cast<size_t>(row)] < end) ++row;
     piece.row_end = row;
     pieces.push_back(piece);
+    begin = end;
   }
   return pieces;
 }
@@ -81,26 +100,25 @@ PlannedPiece plan_piece(const Step& step, const StepPiece& piece, int64_t tile_t
                         int64_t max_positions) {
   PlannedPiece planned;
   planned.piece = piece;
+  name_sequences(step, &planned);
   StepShape& shape = planned.shape;
   shape.num_tokens = piece.end - piece.begin;
   planned.singles.resize(static_cast<size_t>(shape.num_tokens));
   planned.tiles.resize(static_cast<size_t>(shape.num_tokens));
-  const kernels::AttentionPlan plan =
-      kernels::plan_attention(part(step.sequences, piece.begin, piece.end).data(), shape.num_tokens, tile_tokens,
-                              planned.singles.data(), planned.tiles.data());
+  const kernels::AttentionPlan plan = kernels::plan_attention(planned.sequences.data(), shape.num_tokens, tile_tokens,
+                                                              planned.singles.data(), planned.tiles.data());
   planned.singles.resize(static_cast<size_t>(plan.num_singles));
   planned.tiles.resize(static_cast<size_t>(plan.num_tiles));
   shape.num_singles = plan.num_singles;
   shape.num_tiles = plan.num_tiles;
   shape.num_logit_rows = piece.row_end - piece.row_begin;
-  shape.num_sequences =
-      step.page_table_stride == 0 ? 0 : static_cast<int64_t>(step.page_table.size()) / step.page_table_stride;
+  shape.num_sequences = static_cast<int64_t>(planned.rows.size());
   int32_t last = 0;
   for (const int32_t position : part(step.positions, piece.begin, piece.end)) last = std::max(last, position);
   shape.max_context = context_bucket_of(last + 1, max_positions);
   shape.every_token_alone = is_decode(step, piece, planned);
   if (!shape.every_token_alone) return planned;
-  const int64_t bucket = bucket_of(std::max(shape.num_tokens, shape.num_sequences));
+  const int64_t bucket = bucket_of(shape.num_tokens);
   if (bucket == 0 || bucket > most_padded) return planned;
   shape.num_tokens = shape.num_sequences = shape.num_logit_rows = shape.num_singles = bucket;
   return planned;
@@ -118,7 +136,7 @@ void pack_step(const Step& step, const PlannedPiece& planned, std::span<int32_t>
   };
   write(places.ids, part(step.ids, begin, end), shape.num_tokens, -1);
   write(places.positions, part(step.positions, begin, end), shape.num_tokens, -1);
-  write(places.sequences, part(step.sequences, begin, end), shape.num_tokens, 0);
+  write(places.sequences, planned.sequences, shape.num_tokens, 0);
   if (!shape.every_token_alone) {
     int32_t* rows = block.data() + places.logit_rows;
     for (int64_t r = row_begin; r < row_end; ++r) {
@@ -135,11 +153,10 @@ void pack_step(const Step& step, const PlannedPiece& planned, std::span<int32_t>
   const int64_t stride = shape.max_context / kPagePositions;
   int32_t* table = block.data() + places.page_table;
   std::fill(table, table + shape.num_sequences * stride, 0);
-  const int64_t given = step.page_table_stride;
-  const int64_t rows_given = given == 0 ? 0 : static_cast<int64_t>(step.page_table.size()) / given;
-  for (int64_t s = 0; s < rows_given; ++s) {
-    const int32_t* from = step.page_table.data() + s * given;
-    for (int64_t i = 0; i < std::min(stride, given); ++i) table[s * stride + i] = std::max(from[i], 0);
+  for (const int32_t row : planned.rows) {
+    const int32_t* from = step.page_table.data() + row * step.page_table_stride;
+    for (int64_t i = 0; i < std::min(stride, step.page_table_stride); ++i) table[i] = std::max(from[i], 0);
+    table += stride;
   }
 }
 

@@ -44,15 +44,17 @@ struct StepPiece {
   int64_t begin = 0, end = 0;
   int64_t row_begin = 0, row_end = 0;
 };
-// In order, of at most `max_tokens` tokens each: a step that is longer runs in pieces, which changes no bit (a piece
-// finds the keys and values of the ones before it in the pages).
-std::vector<StepPiece> cut_step(const Step& step, int64_t max_tokens);
+// In order, of at most `max_tokens` tokens of at most `max_sequences` sequences each: a step that is longer runs in
+// pieces, which changes no bit (a piece finds the keys and values of the ones before it in the pages).
+std::vector<StepPiece> cut_step(const Step& step, int64_t max_tokens, int64_t max_sequences);
 
 // Who is attended how (kernels::plan_attention), and the shape that follows. A piece that is a decode step takes a
 // bucket of at most `most_padded` tokens where there is one.
 struct PlannedPiece {
   StepPiece piece;
   StepShape shape;
+  std::vector<int32_t> rows;       // rows of the step's page table that the piece uses, by first appearance
+  std::vector<int32_t> sequences;  // [tokens] index into `rows`
   std::vector<int32_t> singles;
   std::vector<kernels::QueryTile> tiles;
 };

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+// The order of a step. A residual sum is made where the next norm reads it: each norm takes the update of the part
+// before it.
+#include "model/device_decoder.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/check.h"
+#include "layout/kv_tile.h"
+#include "moe/device_steps.h"
+#include "numerics/bf16.h"
+
+namespace quadrille::model {
+namespace {
+
+kernels::HeadNorm head_norm(QkNorm norm) {
+  switch (norm) {
+    case QkNorm::kPerHead:
+      return kernels::HeadNorm::kPerHead;
+    case QkNorm::kWholeProjection:
+      return kernels::HeadNorm::kWholeProjection;
+    case QkNorm::kNone:
+      break;
+  }
+  return kernels::HeadNorm::kNone;
+}
+
+bool any_w4(const std::vector<DeviceMatrix>& matrices) {
+  return std::any_of(matrices.begin(), matrices.end(), [](const DeviceMatrix& m) { return m.shape.is_w4; });
+}
+bool any_bf16(const std::vector<DeviceMatrix>& matrices) {
+  return std::any_of(matrices.begin(), matrices.end(), [](const DeviceMatrix& m) { return !m.shape.is_w4; });
+}
+
+}  // namespace
+
+DeviceDecoder::DeviceDecoder(const ModelConfig& config, const DeviceWeightsView& weights,
+                             const kernels::DeviceTable& table, kernels::Numerics numerics, const StepMemory& parts,
+                             const DeviceDecoderMemory& memory, const moe::DeviceStreams& streams)
+    : config_(config),
+      weights_(weights),
+      table_(table),
+      numerics_(numerics),
+      parts_(parts),
+      memory_(memory.workspace),
+      given_(memory),
+      streams_(streams),
+      stream_(streams.main) {}
+
+int64_t DeviceDecoder::tile_tokens() const {
+  return kernels::attention_tile_tokens(config_.num_heads / config_.num_kv_heads, config_.head_dim);
+}
+
+Status DeviceDecoder::enqueue_layers(const StepShape& shape, StepObserver* observer) {
+  kernels::DeviceEmbed embed;
+  embed.num_tokens = shape.num_tokens;
+  embed.width = config_.hidden_size;
+  embed.num_rows = config_.vocab_size;
+  embed.ids = ints(block_of(shape).ids);
+  embed.table = weights_.embedding;
+  embed.out = memory_.open<uint16_t>(parts_.x, stream_);
+  device::before_step("embed", stream_);
+  table_.embed(embed, stream_);
+  update_is_pending_ = false;
+  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+    QD_TRY_STATUS(enqueue_block(layer, shape, observer));
+    update_is_pending_ = true;
+    if (observer != nullptr) QD_TRY_STATUS(observe_hidden(layer, shape, observer));
+  }
+  return {};
+}
+
+// x += attention(norm(x)); the feed-forward's rows stay in `update` for the next norm.
+Status DeviceDecoder::enqueue_block(int64_t layer, const StepShape& shape, StepObserver* observer) {
+  const DeviceLayerView& weights = weights_.layers[static_cast<size_t>(layer)];
+  const int64_t tokens = shape.num_tokens;
+  enqueue_norm(shape, weights.input_norm, update_is_pending_, any_w4(weights.qkv), any_bf16(weights.qkv));
+  auto* qkv = memory_.open<uint16_t>(parts_.qkv, stream_);
+  const int64_t qkv_width = config_.q_width() + 2 * config_.kv_width();
+  for (const DeviceMatrix& matrix : weights.qkv) {
+    QD_TRY_STATUS(enqueue_linear(matrix, normed_input(tokens), {kernels::GemmOutput::kRowsBf16, qkv, qkv_width}));
+    qkv += matrix.shape.n;
+  }
+  enqueue_attention(layer, shape);
+  Input mixed{tokens, memory_.at<uint16_t>(parts_.mixed), nullptr, nullptr};
+  if (weights.o.shape.is_w4) {
+    auto* act = memory_.open<uint8_t>(parts_.mixed_act, stream_);
+    auto* act_scale = memory_.open<float>(parts_.mixed_scale, stream_);
+    enqueue_quantise(mixed.x, tokens, config_.q_width(), act, act_scale);
+    mixed.act = act;
+    mixed.act_scale = act_scale;
+  }
+  auto* update = memory_.open<uint16_t>(parts_.update, stream_);
+  QD_TRY_STATUS(enqueue_linear(weights.o, mixed, {kernels::GemmOutput::kRowsBf16, update, config_.hidden_size}));
+  const bool dense_w4 = weights.dense && weights.dense->is_w4();
+  enqueue_norm(shape, weights.post_attention_norm, true, dense_w4, !dense_w4);
+  QD_TRY_STATUS(enqueue_feed_forward(layer, tokens));
+  return observer == nullptr || !weights.is_moe() ? Status() : enqueue_moe_observer(layer, tokens, observer);
+}
+
+void DeviceDecoder::enqueue_attention(int64_t layer, const StepShape& shape) {
+  const DeviceLayerView& weights = weights_.layers[static_cast<size_t>(layer)];
+  const StepBlock block = block_of(shape);
+  const layout::KvTile tile{config_.num_kv_heads, config_.head_dim};
+  kernels::DeviceQkv heads;
+  heads.num_tokens = shape.num_tokens;
+  heads.num_heads = config_.num_heads;
+  heads.pages.data = given_.pages + layer * given_.num_pages * tile.page_size();
+  heads.pages.table = ints(block.page_table);
+  heads.pages.table_stride = shape.max_context / kPagePositions;
+  heads.pages.num_kv_heads = config_.num_kv_heads;
+  heads.pages.head_dim = config_.head_dim;
+  heads.qkv = memory_.at<uint16_t>(parts_.qkv);
+  heads.qkv_pitch = config_.q_width() + 2 * config_.kv_width();
+  heads.norm = head_norm(config_.qk_norm);
+  heads.eps = static_cast<float>(config_.rms_norm_eps);
+  heads.q_norm = weights.q_norm;
+  heads.k_norm = weights.k_norm;
+  if (config_.clip_qkv) heads.clip = numerics::round_to_bf16(static_cast<float>(*config_.clip_qkv));
+  heads.rotary_dim = config_.head_dim;
+  heads.cos = given_.cos;
+  heads.sin = given_.sin;
+  heads.position = ints(block.positions);
+  heads.sequence = ints(block.sequences);
+  heads.q = memory_.open<uint16_t>(parts_.q, stream_);
+  device::before_step("split_heads", stream_);
+  table_.split_heads(heads, stream_);
+
+  kernels::DeviceAttention attention;
+  attention.num_heads = config_.num_heads;
+  attention.heads_per_kv = config_.num_heads / config_.num_kv_heads;
+  attention.window = config_.layers[static_cast<size_t>(layer)].window;
+  attention.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config_.head_dim)));
+  attention.pages = heads.pages;
+  attention.q = heads.q;
+  attention.position = heads.position;
+  attention.sequence = heads.sequence;
+  attention.out = memory_.open<uint16_t>(parts_.mixed, stream_);
+  attention.num_singles = shape.num_singles;
+  attention.num_tiles = shape.num_tiles;
+  if (!shape.every_token_alone) {
+    attention.singles = ints(block.singles);
+    attention.tiles = reinterpret_cast<const kernels::QueryTile*>(ints(block.tiles));
+  }
+  attention.max_context = shape.max_context;
+  attention.workspace = memory_.open<float>(parts_.attention, stream_);
+  attention.workspace_floats = static_cast<int64_t>(parts_.attention.bytes / sizeof(float));
+  device::before_step("attention", stream_);
+  table_.attention(attention, stream_);
+}
+
+void DeviceDecoder::enqueue_norm(const StepShape& shape, const uint16_t* weight, bool has_update, bool quantised,
+                                 bool plain) {
+  kernels::DeviceAddNorm norm;
+  norm.num_rows = shape.num_tokens;
+  norm.width = config_.hidden_size;
+  norm.eps = static_cast<float>(config_.rms_norm_eps);
+  norm.x = memory_.at<uint16_t>(parts_.x);
+  if (has_update) norm.update = memory_.at<uint16_t>(parts_.update);
+  norm.weight = weight;
+  if (weight != nullptr && plain) norm.normed = memory_.open<uint16_t>(parts_.normed, stream_);
+  if (weight != nullptr && quantised) {
+    norm.act = memory_.open<uint8_t>(parts_.act, stream_);
+    norm.act_pitch = moe::act_pitch(norm.width);
+    norm.act_scale = memory_.open<float>(parts_.act_scale, stream_);
+  }
+  device::before_step("add_norm", stream_);
+  table_.add_norm(norm, stream_);
+}
+
+DeviceDecoder::Input DeviceDecoder::normed_input(int64_t num_rows) const {
+  return {num_rows, memory_.at<uint16_t>(parts_.normed), memory_.at<uint8_t>(parts_.act),
+          memory_.at<float>(parts_.act_scale)};
+}
+
+void DeviceDecoder::enqueue_quantise(const uint16_t* x, int64_t num_rows, int64_t k, uint8_t* act, float* act_scale) {
+  kernels::QuantizeTokens quantize;
+  quantize.num_tokens = num_rows;
+  quantize.k = k;
+  quantize.act_pitch = moe::act_pitch(k);
+  quantize.x = x;
+  quantize.act = act;
+  quantize.act_scale = act_scale;
+  device::before_step("quantize_tokens", stream_);
+  table_.quantize_tokens(quantize, stream_);
+}
+
+Status DeviceDecoder::enqueue_linear(const DeviceMatrix& matrix, const Input& input, const Output& output) {
+  if (matrix.shape.is_w4) {
+    QD_TRY(const int32_t config, moe::choose_config(table_, matrix.w4, input.num_rows, -1));
+    kernels::DeviceW4A8Gemm gemm = moe::gemm_of(matrix.w4, moe::single_list(input.num_rows), config);
+    gemm.act = input.act;
+    gemm.act_rows = input.num_rows;
+    gemm.act_pitch = moe::act_pitch(matrix.shape.k);
+    gemm.act_scale = input.act_scale;
+    gemm.output = output.form;
+    gemm.out = output.out;
+    gemm.out_pitch = output.pitch;
+    device::before_step("gemm", stream_);
+    table_.w4a8_gemm(gemm, stream_);
+    return {};
+  }
+  kernels::DeviceBf16Gemm gemm;
+  gemm.n = matrix.shape.n;
+  gemm.k = matrix.shape.k;
+  gemm.list = moe::single_list(input.num_rows);
+  gemm.weights = matrix.bf16;
+  gemm.expert_stride = matrix.shape.n * matrix.shape.k;
+  gemm.bias = matrix.bias;
+  gemm.x = input.x;
+  gemm.x_pitch = matrix.shape.k;
+  gemm.output = output.form;
+  gemm.numerics = numerics_;
+  gemm.out = output.out;
+  gemm.out_pitch = output.pitch;
+  device::before_step("bf16_gemm", stream_);
+  table_.bf16_gemm(gemm, stream_);
+  return {};
+}
+
+Status DeviceDecoder::enqueue_logits(const StepShape& shape, int64_t first, int64_t count, StepObserver* observer) {
+  const DeviceMatrix& head = weights_.lm_head;
+  kernels::DeviceAddNorm norm;
+  norm.num_rows = count;
+  norm.width = config_.hidden_size;
+  norm.eps = static_cast<float>(config_.rms_norm_eps);
+  if (!shape.every_token_alone) norm.rows = ints(block_of(shape).logit_rows) + first;
+  // Row r is token r: the rows begin at `first` in the stream itself.
+  const int64_t skipped = shape.every_token_alone ? first * norm.width : 0;
+  norm.x = memory_.at<uint16_t>(parts_.x) + skipped;
+  if (update_is_pending_) norm.update = memory_.at<uint16_t>(parts_.update) + skipped;
+  norm.weight = weights_.final_norm;
+  const bool plain = !head.shape.is_w4 || observer != nullptr;
+  if (plain) norm.normed = memory_.open<uint16_t>(parts_.final_rows, stream_);
+  Input input{count, norm.normed, nullptr, nullptr};
+  if (head.shape.is_w4) {
+    norm.act = memory_.open<uint8_t>(parts_.final_act, stream_);
+    norm.act_pitch = moe::act_pitch(norm.width);
+    norm.act_scale = memory_.open<float>(parts_.final_scale, stream_);
+    input.act = norm.act;
+    input.act_scale = norm.act_scale;
+  }
+  device::before_step("final_norm", stream_);
+  table_.add_norm(norm, stream_);
+  if (observer != nullptr) {
+    QD_TRY(const std::vector<float> rows, read_bf16(norm.normed, count * norm.width));
+    observer->final_norm(rows.data(), count, norm.width);
+  }
+  auto* logits = memory_.open<float>(parts_.logits, stream_);
+  QD_TRY_STATUS(enqueue_linear(head, input, {kernels::GemmOutput::kRowsF32, logits, logits_pitch()}));
+  kernels::DeviceGreedy greedy;
+  greedy.num_rows = count;
+  greedy.vocab_size = config_.vocab_size;
+  greedy.pitch = logits_pitch();
+  greedy.logits = logits;
+  greedy.token = tokens() + first;
+  greedy.status = status();
+  device::before_step("greedy", stream_);
+  table_.greedy(greedy, stream_);
+  return {};
+}
+
+}  // namespace quadrille::model

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// One step through the decoder on a GPU, enqueued on the caller's stream: nothing is read back, so that a step can be
+// captured into a graph. The same steps and rounding points as decoder.cpp in round bf16. device_model.cpp owns the
+// memory. The story of a block is device_decoder.cpp's enqueue_block().
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/result.h"
+#include "device/device.h"
+#include "kernels/api/device_decoder_problems.h"
+#include "kernels/api/device_table.h"
+#include "model/config.h"
+#include "model/device_step.h"
+#include "model/device_step_memory.h"
+#include "model/device_weights.h"
+#include "model/observer.h"
+
+namespace quadrille::model {
+
+// Device memory that a decoder works in; whoever makes it owns it.
+struct DeviceDecoderMemory {
+  void* workspace = nullptr;  // StepMemory::total bytes, 256-byte aligned
+  uint16_t* pages = nullptr;  // [layers, num_pages, layout::KvTile::page_size()] bf16, zero at first
+  int64_t num_pages = 0;
+  const float* cos = nullptr;  // [positions, head_dim / 2]
+  const float* sin = nullptr;
+};
+
+class DeviceDecoder {
+ public:
+  // Everything given must outlive the decoder.
+  DeviceDecoder(const ModelConfig& config, const DeviceWeightsView& weights, const kernels::DeviceTable& table,
+                kernels::Numerics numerics, const StepMemory& parts, const DeviceDecoderMemory& memory,
+                const moe::DeviceStreams& streams);
+
+  // Where the block of the next step goes.
+  int32_t* block() const { return memory_.at<int32_t>(parts_.block); }
+  float* logits() const { return memory_.at<float>(parts_.logits); }
+  int64_t logits_pitch() const { return weights_.lm_head.shape.n; }
+  int32_t* tokens() const { return memory_.at<int32_t>(parts_.tokens); }
+  uint32_t* status() const { return memory_.at<uint32_t>(parts_.status); }
+  uint16_t* input_rows() const { return memory_.at<uint16_t>(parts_.normed); }
+  uint16_t* output_rows() const { return memory_.at<uint16_t>(parts_.update); }
+
+  // Tokens of a tile of the attention.
+  int64_t tile_tokens() const;
+
+  // Embedding and all layers over the block; the residual stream stays in the workspace. `observer` (null: none) looks
+  // between the layers, which waits for the stream: not while it is captured.
+  Status enqueue_layers(const StepShape& shape, StepObserver* observer = nullptr);
+  // Behind it: last norm, logits and greedy choice of rows [first, first + count) of the block's logit rows. The logits
+  // go to rows 0..count-1 of logits(), the choices to tokens() + first.
+  Status enqueue_logits(const StepShape& shape, int64_t first, int64_t count, StepObserver* observer = nullptr);
+  // The feed-forward of one layer by itself: input_rows() -> output_rows().
+  Status enqueue_feed_forward(int64_t layer, int64_t num_tokens);
+
+ private:
+  // Rows of `x`, in the form that the matrix reads.
+  struct Input {
+    int64_t num_rows = 0;
+    const uint16_t* x = nullptr;   // bf16 matrices: [num_rows, k]
+    const uint8_t* act = nullptr;  // W4A8: [num_rows, act_pitch(k)]
+    const float* act_scale = nullptr;
+  };
+  struct Output {
+    kernels::GemmOutput form = kernels::GemmOutput::kRowsBf16;
+    void* out = nullptr;
+    int64_t pitch = 0;  // elements
+  };
+  Status enqueue_block(int64_t layer, const StepShape& shape, StepObserver* observer);
+  void enqueue_attention(int64_t layer, const StepShape& shape);
+  Status enqueue_moe_observer(int64_t layer, int64_t num_tokens, StepObserver* observer);
+  Status enqueue_dense(const DeviceMlpView& mlp, const Input& input, uint16_t* rows);
+  Status enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num_tokens);
+  // `update`: added to the stream first, or null. `quantised`: the codes are wanted, `plain`: the bf16 rows.
+  void enqueue_norm(const StepShape& shape, const uint16_t* weight, bool has_update, bool quantised, bool plain);
+  Status enqueue_linear(const DeviceMatrix& matrix, const Input& input, const Output& output);
+  void enqueue_quantise(const uint16_t* x, int64_t num_rows, int64_t k, uint8_t* act, float* act_scale);
+  void enqueue_router(const DeviceLayerView& layer, int64_t num_tokens);
+  Status observe_hidden(int64_t layer, const StepShape& shape, StepObserver* observer);
+  Result<std::vector<float>> read_bf16(const uint16_t* rows, int64_t count) const;
+  Input normed_input(int64_t num_rows) const;
+  const int32_t* ints(int64_t place) const { return block() + place; }
+
+  const ModelConfig& config_;
+  const DeviceWeightsView& weights_;
+  const kernels::DeviceTable& table_;
+  kernels::Numerics numerics_;
+  StepMemory parts_;
+  moe::Workspace memory_;
+  DeviceDecoderMemory given_;
+  moe::DeviceStreams streams_;
+  device::Stream stream_;
+  bool update_is_pending_ = false;  // the last feed-forward's rows are not in the stream yet
+};
+
+}  // namespace quadrille::model

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+// The feed-forward of a layer on a GPU in each of its kinds, and what an observer is shown.
+#include <cstring>
+
+#include "model/device_decoder.h"
+#include "moe/device_steps.h"
+#include "moe/router.h"
+#include "numerics/bf16.h"
+
+namespace quadrille::model {
+
+void DeviceDecoder::enqueue_router(const DeviceLayerView& layer, int64_t num_tokens) {
+  auto* logits = memory_.open<float>(parts_.router_logits, stream_);
+  device::before_step("router_logits", stream_);
+  table_.router_logits(
+      {num_tokens, config_.router.num_experts, config_.hidden_size, false, input_rows(), layer.router, logits},
+      stream_);
+}
+
+// normed -> update.
+Status DeviceDecoder::enqueue_feed_forward(int64_t index, int64_t num_tokens) {
+  const DeviceLayerView& layer = weights_.layers[static_cast<size_t>(index)];
+  if (!layer.is_moe()) {
+    return enqueue_dense(*layer.dense, normed_input(num_tokens), memory_.open<uint16_t>(parts_.update, stream_));
+  }
+  enqueue_router(layer, num_tokens);
+  if (!layer.moe) return enqueue_bf16_moe(layer, num_tokens);
+  moe::DeviceBatch batch;
+  batch.num_tokens = num_tokens;
+  batch.x = input_rows();
+  batch.router_logits = memory_.at<float>(parts_.router_logits);
+  batch.out = memory_.open<uint16_t>(parts_.update, stream_);
+  return moe::run_device_layer(table_, *layer.moe, batch, memory_.at<void>(parts_.moe), parts_.moe.bytes, streams_,
+                               status());
+}
+
+Status DeviceDecoder::enqueue_dense(const DeviceMlpView& mlp, const Input& input, uint16_t* rows) {
+  auto* hidden = memory_.open<uint16_t>(parts_.mlp_hidden, stream_);
+  QD_TRY_STATUS(enqueue_linear(mlp.gate_up, input, {kernels::GemmOutput::kActivated, hidden, mlp.width}));
+  Input second{input.num_rows, hidden, nullptr, nullptr};
+  if (mlp.is_w4()) {
+    auto* act = memory_.open<uint8_t>(parts_.mlp_act, stream_);
+    auto* act_scale = memory_.open<float>(parts_.mlp_scale, stream_);
+    enqueue_quantise(hidden, input.num_rows, mlp.width, act, act_scale);
+    second.act = act;
+    second.act_scale = act_scale;
+  }
+  return enqueue_linear(mlp.down, second, {kernels::GemmOutput::kRowsBf16, rows, config_.hidden_size});
+}
+
+Status DeviceDecoder::enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num_tokens) {
+  const moe::RouterRule& rule = config_.router;
+  const Bf16MoeParts parts = plan_bf16_moe(config_, num_tokens);
+  const moe::Workspace memory(memory_.at<void>(parts_.moe));
+  const int64_t routes = num_tokens * rule.top_k;
+
+  kernels::DeviceRouteTokens route;
+  route.scoring = rule.scoring;
+  route.num_tokens = num_tokens;
+  route.num_experts = rule.num_experts;
+  route.top_k = rule.top_k;
+  route.renormalise = rule.renormalise;
+  route.renorm_epsilon = rule.renorm_epsilon;
+  route.routed_scaling = rule.routed_scaling;
+  route.num_groups = rule.num_groups;
+  route.groups_kept = rule.groups_kept;
+  route.logits = memory_.at<float>(parts_.router_logits);
+  route.ids = memory.open<int32_t>(parts.ids, stream_);
+  route.weights = memory.open<float>(parts.weights, stream_);
+  device::before_step("route_tokens", stream_);
+  table_.route_tokens(route, stream_);
+
+  kernels::PlanRoutes plan;
+  plan.num_tokens = num_tokens;
+  plan.top_k = rule.top_k;
+  plan.num_experts = rule.num_experts;
+  plan.tile_tokens = table_.choose_bf16_tile(rule.num_experts, routes);
+  plan.ids = route.ids;
+  plan.offsets = memory.open<int32_t>(parts.offsets, stream_);
+  plan.route_of_slot = memory.open<int32_t>(parts.route_of_slot, stream_);
+  plan.slot_of_route = memory.open<int32_t>(parts.slot_of_route, stream_);
+  plan.tiles = memory.open<kernels::TokenTile>(parts.tiles, stream_);
+  plan.num_tiles = memory.open<int32_t>(parts.num_tiles, stream_);
+  plan.max_tiles = kernels::max_route_tiles(routes, rule.num_experts, plan.tile_tokens);
+  plan.scratch = memory.open<int32_t>(parts.scratch, stream_);
+  plan.status = status();
+  device::before_step("plan_routes", stream_);
+  table_.plan_routes(plan, stream_);
+
+  const DeviceMlpView& mlp = *layer.experts;
+  kernels::DeviceBf16Gemm gemm;
+  gemm.n = mlp.gate_up.shape.n;
+  gemm.k = mlp.gate_up.shape.k;
+  gemm.num_experts = rule.num_experts;
+  gemm.list.tiles = plan.tiles;
+  gemm.list.num_tiles = plan.num_tiles;
+  gemm.list.max_tiles = plan.max_tiles;
+  gemm.tile_tokens = plan.tile_tokens;
+  gemm.weights = mlp.gate_up.bf16;
+  gemm.expert_stride = gemm.n * gemm.k;
+  gemm.bias = mlp.gate_up.bias;
+  gemm.x = input_rows();
+  gemm.x_pitch = gemm.k;
+  gemm.source_row = plan.route_of_slot;
+  gemm.source_divisor = rule.top_k;
+  gemm.output = kernels::GemmOutput::kActivated;
+  gemm.numerics = numerics_;
+  auto* hidden = memory.open<uint16_t>(parts.hidden, stream_);
+  gemm.out = hidden;
+  gemm.out_pitch = mlp.width;
+  device::before_step("bf16_gemm", stream_);
+  table_.bf16_gemm(gemm, stream_);
+
+  gemm.n = mlp.down.shape.n;
+  gemm.k = mlp.down.shape.k;
+  gemm.weights = mlp.down.bf16;
+  gemm.expert_stride = gemm.n * gemm.k;
+  gemm.bias = mlp.down.bias;
+  gemm.x = hidden;
+  gemm.x_pitch = gemm.k;
+  gemm.source_row = nullptr;
+  gemm.source_divisor = 1;
+  gemm.output = kernels::GemmOutput::kRowsBf16;
+  auto* rows = memory.open<uint16_t>(parts.rows, stream_);
+  gemm.out = rows;
+  gemm.out_pitch = config_.hidden_size;
+  device::before_step("bf16_gemm", stream_);
+  table_.bf16_gemm(gemm, stream_);
+
+  kernels::DeviceCombine combine;
+  combine.num_tokens = num_tokens;
+  combine.top_k = rule.top_k;
+  combine.width = config_.hidden_size;
+  combine.rows = rows;
+  combine.slot = plan.slot_of_route;
+  combine.weight = route.weights;
+  if (layer.shared) {
+    auto* shared = memory_.open<uint16_t>(parts_.mlp_rows, stream_);
+    QD_TRY_STATUS(enqueue_dense(*layer.shared, normed_input(num_tokens), shared));
+    combine.shared = shared;
+    if (layer.shared_gate != nullptr) {
+      auto* gate = memory_.open<float>(parts_.shared_gate, stream_);
+      device::before_step("shared_gate", stream_);
+      table_.router_logits({num_tokens, 1, config_.hidden_size, true, input_rows(), layer.shared_gate, gate}, stream_);
+      combine.shared_gate = gate;
+    }
+  }
+  combine.out = memory_.open<uint16_t>(parts_.update, stream_);
+  device::before_step("combine", stream_);
+  table_.combine(combine, stream_);
+  return {};
+}
+
+// --- Observers: these wait for the stream ---
+
+Result<std::vector<float>> DeviceDecoder::read_bf16(const uint16_t* rows, int64_t count) const {
+  std::vector<uint16_t> codes(static_cast<size_t>(count));
+  QD_TRY_STATUS(device::copy_to_host(codes.data(), rows, 2 * codes.size(), stream_));
+  QD_TRY_STATUS(device::synchronize(stream_));
+  std::vector<float> values;
+  values.reserve(codes.size());
+  for (const uint16_t code : codes) values.push_back(numerics::bf16_to_f32(code));
+  return values;
+}
+
+// The sum that the next norm would form is formed here; the norm then takes none.
+Status DeviceDecoder::observe_hidden(int64_t layer, const StepShape& shape, StepObserver* observer) {
+  enqueue_norm(shape, nullptr, true, false, false);
+  update_is_pending_ = false;
+  QD_TRY(const std::vector<float> rows,
+         read_bf16(memory_.at<uint16_t>(parts_.x), shape.num_tokens * config_.hidden_size));
+  observer->hidden(layer, rows.data(), shape.num_tokens, config_.hidden_size);
+  return {};
+}
+
+Status DeviceDecoder::enqueue_moe_observer(int64_t layer, int64_t num_tokens, StepObserver* observer) {
+  const moe::RouterRule& rule = config_.router;
+  const int64_t count = num_tokens * config_.hidden_size;
+  QD_TRY(const std::vector<float> input, read_bf16(input_rows(), count));
+  QD_TRY(const std::vector<float> output, read_bf16(output_rows(), count));
+  std::vector<float> logits(static_cast<size_t>(num_tokens * rule.num_experts));
+  QD_TRY_STATUS(device::copy_to_host(logits.data(), memory_.at<float>(parts_.router_logits),
+                                     logits.size() * sizeof(float), stream_));
+  QD_TRY_STATUS(device::synchronize(stream_));
+  // The device's choice is this function's, bit for bit.
+  std::vector<int32_t> ids(static_cast<size_t>(num_tokens * rule.top_k));
+  std::vector<float> weights(ids.size());
+  ThreadPool pool(1);
+  moe::route_tokens(rule, nullptr, logits.data(), num_tokens, ids.data(), weights.data(), &pool);
+  observer->router(layer, logits.data(), ids.data(), weights.data(), num_tokens, rule.num_experts, rule.top_k);
+  observer->moe_block(layer, input.data(), output.data(), num_tokens, config_.hidden_size);
+  return {};
+}
+
+}  // namespace quadrille::model

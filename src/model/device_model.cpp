@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: Apache-2.0
+// Puts a model on a GPU together: checks, the sum of memory, weights, cache, decoder, runner.
+#include "model/device_model.h"
+
+#include <algorithm>
+#include <new>
+
+#include "device/order.h"
+#include "layout/kv_tile.h"
+#include "model/check_step.h"
+#include "model/device_load.h"
+#include "model/device_places.h"
+#include "model/device_random.h"
+#include "model/device_runner.h"
+#include "model/load_weights.h"
+#include "model/rope.h"
+#include "numerics/bf16.h"
+#include "parallel/communicator.h"
+
+namespace quadrille::model {
+namespace {
+
+using device::Buffer;
+using device::HandOver;
+using device::OwnedEvent;
+using device::OwnedStream;
+
+Status check_options(const LoadOptions& options, const DeviceOptions& device) {
+  if (options.pool == nullptr) return make_error(ErrorCode::kInvalidArgument, "model: a thread pool is needed");
+  if (options.rounding == kernels::Rounding::kF32) {
+    return make_error(ErrorCode::kUnsupported,
+                      "a GPU computes in round bf16, found '--round f32': leave it out, or run with '--device cpu'");
+  }
+  if (options.ranks != nullptr && options.ranks->size() > 1) {
+    return make_error(ErrorCode::kUnsupported,
+                      "expected one rank on a GPU, found {}: leave '--tp' out, or run with '--device cpu'",
+                      options.ranks->size());
+  }
+  if (options.cache_pages < 0 || options.default_positions < 1 || options.max_positions < 0) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "cache: {} pages, {} default positions, at most {} positions: expected no negative number",
+                      options.cache_pages, options.default_positions, options.max_positions);
+  }
+  if (device.max_step_tokens < 1 || device.max_sequences < 1 || device.max_logit_rows < 1) {
+    return make_error(ErrorCode::kInvalidArgument, "a step of {} tokens, {} sequences and {} rows: expected 1 or more",
+                      device.max_step_tokens, device.max_sequences, device.max_logit_rows);
+  }
+  return {};
+}
+
+struct Streams {
+  std::vector<OwnedStream> streams;
+  std::vector<OwnedEvent> events;
+  moe::DeviceStreams layer;
+  prepare::PrepareStreams prepare;
+
+  Status open() {
+    for (device::Stream* stream : {&layer.main, &layer.side, &prepare.prepare, &prepare.copy}) {
+      QD_TRY(OwnedStream made, OwnedStream::create());
+      *stream = made.get();
+      streams.push_back(std::move(made));
+    }
+    for (device::Event* event :
+         {&layer.shared_begins, &layer.shared_ends, &prepare.source_copied[0], &prepare.source_copied[1],
+          &prepare.staging_free[0], &prepare.staging_free[1], &prepare.staging_ready, &prepare.done}) {
+      QD_TRY(OwnedEvent made, OwnedEvent::create());
+      *event = made.get();
+      events.push_back(std::move(made));
+    }
+    return {};
+  }
+};
+
+}  // namespace
+
+// Members are destroyed from the last to the first: memory before the streams that order its release.
+struct DeviceModel::Impl {
+  ModelConfig config;
+  LoadOptions options;
+  DeviceOptions device;
+  const kernels::DeviceTable* table = nullptr;
+  std::vector<std::string> notes;
+  int64_t max_positions = 0;
+  StepSizes sizes;
+  WeightPlaces places;
+  DeviceWeightsView view;
+  StepMemory parts;
+  DeviceMemoryPlan plan;
+  DeviceLoadTimes times;
+  Streams streams;
+  Buffer weights, positions, pages, workspace;
+  std::optional<DeviceDecoder> decoder;
+  std::unique_ptr<DeviceRunner> runner;
+  StepObserver* observer = nullptr;
+
+  ~Impl() {
+    if (streams.layer.main.handle == nullptr) return;
+    (void)device::use(device.ordinal);
+    (void)device::synchronize(streams.layer.main);
+  }
+
+  // The machine before the folder: on one without a GPU nothing else is said.
+  static Result<std::unique_ptr<Impl>> create(const LoadOptions& options, const DeviceOptions& device) {
+    auto impl = std::make_unique<Impl>();
+    QD_TRY_STATUS(check_options(options, device));
+    QD_TRY(impl->table, kernels::device_table());
+    QD_TRY_STATUS(device::available(device.ordinal));
+    QD_TRY_STATUS(device::use(device.ordinal));
+    impl->options = options;
+    impl->device = device;
+    return impl;
+  }
+
+  uint64_t page_bytes() const {
+    const layout::KvTile tile{config.num_kv_heads, config.head_dim};
+    return static_cast<uint64_t>(config.num_layers * tile.page_size()) * sizeof(uint16_t);
+  }
+
+  // Everything that is decided before memory is touched. `load_bytes`: device memory while the weights are made.
+  Status decide(const ModelConfig& model, const DeviceModelShape& shape, uint64_t load_bytes_of_random) {
+    config = model;
+    max_positions = config.max_positions;
+    if (options.max_positions > 0) max_positions = std::min(max_positions, options.max_positions);
+    places = place_weights(shape, config, options.numerics);
+    view = view_weights(places, config, nullptr, options.numerics);
+    QD_TRY_STATUS(check_device_model(view, config, device.max_step_tokens));
+    sizes.max_tokens = device.max_step_tokens;
+    sizes.max_sequences = device.max_sequences;
+    sizes.max_logit_rows = device.max_logit_rows;
+    sizes.max_positions = max_positions;
+    parts = plan_step_memory(view, config, sizes);
+
+    DeviceMemoryRequest request;
+    request.weight_bytes = places.total;
+    request.position_bytes = static_cast<uint64_t>(max_positions * config.head_dim) * sizeof(float);
+    request.workspace_bytes = parts.total;
+    request.load_bytes = load_bytes_of_random > 0 ? load_bytes_of_random : load_device_bytes(places);
+    request.page_bytes = page_bytes();
+    request.cache_pages = options.cache_pages;
+    request.cache_bytes = options.cache_bytes;
+    const int64_t wanted = std::min(options.default_positions, max_positions);
+    request.default_pages = (wanted + kPagePositions - 1) / kPagePositions;
+    QD_TRY(const device::Properties properties, device::properties(device.ordinal));
+    QD_TRY(plan, plan_device_memory(request, device.gpu_memory, properties.free_bytes, properties.total_bytes));
+    return {};
+  }
+
+  // Memory of the weights, taken on the stream that prepares them.
+  Status take_weights() {
+    QD_TRY_STATUS(streams.open());
+    QD_TRY(weights, Buffer::allocate(places.total, streams.prepare.prepare));
+    weights.release_on(streams.layer.main);
+    return {};
+  }
+
+  // Behind the weights: cache, position tables, workspace, decoder, runner.
+  Status finish() {
+    const device::Stream main = streams.layer.main;
+    QD_TRY_STATUS(device::enter(HandOver::kWeightsPrepared, streams.prepare.done, main));
+    view = view_weights(places, config, weights.as<uint8_t>(), options.numerics);
+    QD_TRY(pages, Buffer::allocate(plan.cache_bytes, main));
+    QD_TRY_STATUS(device::fill(pages.get(), 0, plan.cache_bytes, main));
+    // No sequence gets longer than the whole cache.
+    const int64_t reachable = std::min(max_positions, plan.num_pages * kPagePositions);
+    max_positions = sizes.max_positions = reachable;
+    const RopeTables rope = make_rope_tables(config.rope, config.head_dim, reachable, options.pool);
+    const size_t rope_bytes = rope.cos.size() * sizeof(float);
+    const size_t sin_offset = (rope_bytes + 255) / 256 * 256;
+    QD_TRY(positions, Buffer::allocate(sin_offset + rope_bytes, main));
+    QD_TRY_STATUS(device::copy_to_device(positions.get(), rope.cos.data(), rope_bytes, main));
+    QD_TRY_STATUS(device::copy_to_device(positions.as<uint8_t>() + sin_offset, rope.sin.data(), rope_bytes, main));
+    QD_TRY_STATUS(device::synchronize(main));  // the tables may go
+
+    parts = plan_step_memory(view, config, sizes);
+    QD_TRY(workspace, Buffer::allocate(parts.total, main));
+    DeviceDecoderMemory memory;
+    memory.workspace = workspace.get();
+    memory.pages = pages.as<uint16_t>();
+    memory.num_pages = plan.num_pages;
+    memory.cos = positions.as<float>();
+    memory.sin = reinterpret_cast<const float*>(positions.as<uint8_t>() + sin_offset);
+    decoder.emplace(config, view, *table, options.numerics, parts, memory, streams.layer);
+    const int64_t most_padded =
+        device.graphs ? std::min({sizes.max_logit_rows, sizes.max_sequences, sizes.max_tokens}) : 0;
+    QD_TRY(runner, DeviceRunner::create(&*decoder, sizes, most_padded, main));
+    return {};
+  }
+
+  Status check(const Step& step, size_t room) const {
+    return check_step(step, room, {config.vocab_size, max_positions, plan.num_pages});
+  }
+  Status check_cancel() const {
+    if (options.cancel == nullptr || !options.cancel->load(std::memory_order_relaxed)) return {};
+    return make_error(ErrorCode::kCancelled, "stopped before a step");
+  }
+};
+
+DeviceModel::DeviceModel(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+DeviceModel::~DeviceModel() = default;
+
+Result<std::unique_ptr<DeviceModel>> DeviceModel::load(const std::string& folder, const LoadOptions& options,
+                                                       const DeviceOptions& device) {
+  try {
+    QD_TRY(std::unique_ptr<Impl> impl, Impl::create(options, device));
+    QD_TRY(const formats::HfConfig raw, formats::read_hf_config(folder));
+    QD_TRY(const ModelConfig config, read_model_config(folder));
+    QD_TRY(const Inventory inventory, take_inventory(folder, raw, config, options.log));
+    if (!inventory.unused_tensors.empty()) {
+      options.log(LogLevel::kInfo,
+                  fmt::format("{}: {} tensors are no part of the model and stay unread, the first is '{}'", folder,
+                              inventory.unused_tensors.size(), inventory.unused_tensors[0]));
+    }
+    QD_TRY_STATUS(check_weight_only(inventory, options));
+    auto shape = device_shape(inventory, config);
+    if (!shape) return shape.error().in(folder);
+    if (auto decided = impl->decide(config, *shape, 0); !decided) return decided.error().in(folder);
+    QD_TRY_STATUS(impl->take_weights());
+    const DeviceLoad load{inventory,
+                          impl->config,
+                          options,
+                          impl->places,
+                          *impl->table,
+                          impl->weights.as<uint8_t>(),
+                          impl->streams.prepare};
+    QD_TRY(DeviceLoadReport report, load_to_device(load));
+    impl->times = {report.bytes_copied, report.seconds};
+    options.log(LogLevel::kInfo,
+                fmt::format("{}: {} bytes to the GPU in {:.3f} s, {:.1f} GB/s", folder, report.bytes_copied,
+                            report.seconds, static_cast<double>(report.bytes_copied) / report.seconds / 1e9));
+    impl->notes = std::move(report.notes);
+    for (const std::string& note : impl->notes) options.log(LogLevel::kWarning, fmt::format("{}: {}", folder, note));
+    QD_TRY_STATUS(impl->finish());
+    return std::unique_ptr<DeviceModel>(new DeviceModel(std::move(impl)));
+  } catch (const std::bad_alloc&) {
+    return make_error(ErrorCode::kCapacity, "{}: the system has not enough memory to load the model", folder);
+  }
+}
+
+Result<std::unique_ptr<DeviceModel>> DeviceModel::random(const ModelConfig& config, const RandomModel& random,
+                                                         const LoadOptions& options, const DeviceOptions& device) {
+  try {
+    QD_TRY(std::unique_ptr<Impl> impl, Impl::create(options, device));
+    QD_TRY_STATUS(check_model_config(config, "random model"));
+    const DeviceModelShape shape = random_shape(config, random);
+    if (auto decided = impl->decide(config, shape, random_device_bytes(shape)); !decided) {
+      return decided.error().in("random model");
+    }
+    QD_TRY_STATUS(impl->take_weights());
+    QD_TRY_STATUS(make_random_weights(shape, impl->places, impl->config, random, options, *impl->table,
+                                      impl->weights.as<uint8_t>(), impl->streams.prepare));
+    QD_TRY_STATUS(impl->finish());
+    return std::unique_ptr<DeviceModel>(new DeviceModel(std::move(impl)));
+  } catch (const std::bad_alloc&) {
+    return make_error(ErrorCode::kCapacity, "random model: the system has not enough memory for it");
+  }
+}
+
+int64_t DeviceModel::vocab_size() const {
+  return impl_->config.vocab_size;
+}
+int64_t DeviceModel::max_positions() const {
+  return impl_->max_positions;
+}
+int64_t DeviceModel::num_pages() const {
+  return impl_->plan.num_pages;
+}
+const ModelConfig& DeviceModel::config() const {
+  return impl_->config;
+}
+kernels::Numerics DeviceModel::numerics() const {
+  return impl_->options.numerics;
+}
+const std::vector<std::string>& DeviceModel::notes() const {
+  return impl_->notes;
+}
+void DeviceModel::set_observer(StepObserver* observer) {
+  impl_->observer = observer;
+}
+DeviceMemoryPlan DeviceModel::memory_plan() const {
+  return impl_->plan;
+}
+DeviceLoadTimes DeviceModel::load_times() const {
+  return impl_->times;
+}
+int64_t DeviceModel::num_graphs() const {
+  return impl_->runner->num_graphs();
+}
+int64_t DeviceModel::max_async_tokens() const {
+  return impl_->sizes.max_tokens;
+}
+int64_t DeviceModel::max_async_rows() const {
+  return impl_->sizes.max_logit_rows;
+}
+
+Status DeviceModel::run(const Step& step, std::span<float> logits) {
+  QD_TRY_STATUS(impl_->check(step, logits.size()));
+  QD_TRY_STATUS(impl_->check_cancel());
+  QD_TRY_STATUS(device::use(impl_->device.ordinal));
+  return impl_->runner->run(step, impl_->config.vocab_size, logits, impl_->observer);
+}
+
+Status DeviceModel::enqueue(const Step& step, std::span<const int32_t> taken_from) {
+  QD_TRY_STATUS(impl_->check(step, SIZE_MAX));
+  QD_TRY_STATUS(impl_->check_cancel());
+  QD_TRY_STATUS(device::use(impl_->device.ordinal));
+  return impl_->runner->enqueue(step, taken_from);
+}
+
+Result<std::span<const int32_t>> DeviceModel::collect() {
+  QD_TRY_STATUS(device::use(impl_->device.ordinal));
+  return impl_->runner->collect();
+}
+
+Status DeviceModel::run_moe_block(int64_t layer, std::span<const float> x, int64_t num_tokens, std::span<float> out) {
+  const ModelConfig& c = impl_->config;
+  const auto count = static_cast<size_t>(std::max<int64_t>(num_tokens, 0) * c.hidden_size);
+  if (layer < 0 || layer >= c.num_layers || num_tokens < 0 || x.size() < count || out.size() < count) {
+    return make_error(ErrorCode::kInvalidArgument, "block {} of {}: {} tokens with {} values in, room for {} out",
+                      layer, c.num_layers, num_tokens, x.size(), out.size());
+  }
+  QD_TRY_STATUS(device::use(impl_->device.ordinal));
+  const device::Stream main = impl_->streams.layer.main;
+  std::vector<uint16_t> rows(count);
+  std::transform(x.begin(), x.begin() + static_cast<std::ptrdiff_t>(count), rows.begin(), numerics::bf16_from_f32);
+  for (int64_t begin = 0; begin < num_tokens; begin += impl_->sizes.max_tokens) {
+    const int64_t tokens = std::min(impl_->sizes.max_tokens, num_tokens - begin);
+    uint16_t* const piece = rows.data() + begin * c.hidden_size;
+    const auto bytes = static_cast<size_t>(2 * tokens * c.hidden_size);
+    QD_TRY_STATUS(device::copy_to_device(impl_->decoder->input_rows(), piece, bytes, main));
+    QD_TRY_STATUS(impl_->decoder->enqueue_feed_forward(layer, tokens));
+    QD_TRY_STATUS(device::copy_to_host(piece, impl_->decoder->output_rows(), bytes, main));
+    QD_TRY_STATUS(device::synchronize(main));
+  }
+  std::transform(rows.begin(), rows.end(), out.begin(), numerics::bf16_to_f32);
+  return {};
+}
+
+MemoryUse DeviceModel::memory() const {
+  MemoryUse use;
+  use.weight_bytes = impl_->places.total;
+  use.expert_bytes = impl_->places.expert_bytes;
+  use.cache_bytes = impl_->plan.cache_bytes;
+  use.position_bytes = impl_->positions.size_bytes();
+  use.scratch_bytes = impl_->parts.total;
+  use.bytes_read_per_token = bytes_read_per_token(impl_->places, impl_->config);
+  return use;
+}
+
+}  // namespace quadrille::model
