@@ -73,6 +73,7 @@ class Decoder {
   Status run_feed_forward(int64_t layer, const float* x, int64_t num_tokens, float* out);
 
   void set_observer(StepObserver* observer) { observer_ = observer; }
+  const std::vector<layout::ModelShard>& shards() const { return part_.all; }
   Arena& scratch() { return scratch_; }
   uint64_t scratch_bytes() const { return scratch_.capacity_bytes() + stream_.capacity() * sizeof(float); }
 

@@ -28,6 +28,10 @@ Status check_weight_only(const Inventory& inventory, const LoadOptions& options)
 Result<LoadedWeights> load_weights(const Inventory& inventory, const ModelConfig& config, const LoadOptions& options,
                                    const layout::ModelShard* shard, const moe::Placement* placement = nullptr);
 
-Result<ModelWeights> random_weights(const ModelConfig& config, const RandomModel& random, const LoadOptions& options);
+// The same of random numbers. Every rank makes every matrix and keeps its part, so that a shard is that of the whole.
+Result<ModelWeights> random_weights(const ModelConfig& config, const RandomModel& random, const LoadOptions& options,
+                                    const layout::ModelShard* shard, const moe::Placement* placement = nullptr);
+// The dimensions that are cut of a model with random weights.
+layout::ModelShape random_shape(const ModelConfig& config, const RandomModel& random);
 
 }  // namespace quadrille::model

@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "kernels/api/registry.h"
+#include "model/expert_moves.h"
 #include "model/load_weights.h"
 #include "model/tp_legality.h"
 #include "parallel/communicator.h"
@@ -113,6 +114,7 @@ struct Model::Impl {
   DecoderView view;
   std::optional<KvCache> cache;
   RopeTables rope;
+  moe::Execution execution;
   std::optional<Decoder> decoder;
 
   static Result<std::unique_ptr<Impl>> create(const ModelConfig& config, const LoadOptions& options) {
@@ -136,7 +138,6 @@ struct Model::Impl {
     // No sequence gets longer than the whole cache.
     const int64_t reachable = std::min(max_positions, num_pages * kPagePositions);
     rope = make_rope_tables(config.rope, config.head_dim, reachable, options.pool);
-    moe::Execution execution;
     execution.table = table;
     execution.kernels.pool = options.pool;
     execution.numerics = numerics;
@@ -185,13 +186,16 @@ Result<std::unique_ptr<Model>> Model::random(const ModelConfig& config, const Ra
                                              const LoadOptions& options) {
   try {
     QD_TRY_STATUS(check_model_config(config, "random model"));
-    if (has_ranks(options) || has_expert_ranks(options)) {
-      return make_error(ErrorCode::kUnsupported, "random model: found {} ranks; random weights are made for 1 rank",
-                        (has_ranks(options) ? options.ranks : options.expert_ranks)->size());
-    }
     QD_TRY(std::unique_ptr<Impl> impl, Impl::create(config, options));
-    QD_TRY(impl->weights, random_weights(config, random, options));
-    QD_TRY_STATUS(impl->finish(options, rank_part(config, {}, 0)));
+    std::vector<layout::ModelShard> shards;
+    if (has_ranks(options)) {
+      QD_TRY(shards, layout::plan_shards(random_shape(config, random), options.ranks->size()));
+    }
+    QD_TRY(const std::optional<moe::Placement> placement, choose_placement(config, options));
+    const int rank = shards.empty() ? 0 : options.ranks->rank();
+    QD_TRY(impl->weights, random_weights(config, random, options, shards.empty() ? nullptr : &shards[rank],
+                                         placement ? &*placement : nullptr));
+    QD_TRY_STATUS(impl->finish(options, rank_part(config, std::move(shards), rank)));
     return std::unique_ptr<Model>(new Model(std::move(impl)));
   } catch (const std::bad_alloc&) {
     return make_error(ErrorCode::kCapacity, "random model: the system has not enough memory for it");
@@ -222,6 +226,9 @@ kernels::Rounding Model::rounding() const {
 const std::vector<std::string>& Model::notes() const {
   return impl_->notes;
 }
+const std::vector<layout::ModelShard>& Model::shards() const {
+  return impl_->decoder->shards();
+}
 void Model::set_observer(StepObserver* observer) {
   impl_->decoder->set_observer(observer);
 }
@@ -244,6 +251,30 @@ Status Model::run_moe_block(int64_t layer, std::span<const float> x, int64_t num
   }
   impl_->decoder->scratch().reset();
   return impl_->decoder->run_feed_forward(layer, x.data(), num_tokens, out.data());
+}
+
+const moe::Placement* Model::placement(int64_t layer) const {
+  if (layer < 0 || layer >= impl_->config.num_layers) return nullptr;
+  const auto& placement = impl_->weights.layers[layer].placement;
+  return placement ? &*placement : nullptr;
+}
+
+Status Model::move_expert(const ExpertMove& move) {
+  if (placement(move.layer) == nullptr) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "layer {}: expert {} cannot change its rank: no layer {} has experts that are spread over ranks",
+                      move.layer, move.expert, move.layer);
+  }
+  QD_TRY_STATUS(model::move_expert(move, impl_->execution, &impl_->weights.layers[move.layer]));
+  impl_->weights.seal_experts(move.layer, impl_->config, &impl_->view);
+  return {};
+}
+
+std::vector<std::span<const std::byte>> Model::expert_memory(int64_t layer, int64_t expert) const {
+  const bool is_expert = layer >= 0 && layer < impl_->config.num_layers && impl_->config.layers[layer].is_moe &&
+                         expert >= 0 && expert < impl_->config.router.num_experts;
+  if (!is_expert) return {};
+  return model::expert_memory(impl_->weights.layers[layer], expert);
 }
 
 MemoryUse Model::memory() const {

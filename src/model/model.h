@@ -16,8 +16,10 @@
 #include "core/result.h"
 #include "core/thread_pool.h"
 #include "kernels/api/table.h"
+#include "layout/shard_plan.h"
 #include "model/any_model.h"
 #include "model/description.h"
+#include "model/expert_move.h"
 #include "moe/linear.h"
 #include "moe/placement.h"
 
@@ -75,7 +77,9 @@ class Model final : public AnyModel {
   // kNotFound / kInvalidData with file and tensor (missing, wrong type or shape, NaN or infinity in a weight or scale,
   // experts of a layer that disagree); kCapacity; kCancelled.
   static Result<std::unique_ptr<Model>> load(const std::string& folder, const LoadOptions& options);
-  // The same shapes and layouts with random weights, made in memory: for bench. One rank alone (kUnsupported).
+  // The same shapes and layouts with random weights, made in memory: for bench and verify. The weights of a rank are
+  // its shard of those of one rank, bit for bit. Errors: a number of ranks that the shape cannot be cut for;
+  // kCapacity; kCancelled.
   static Result<std::unique_ptr<Model>> random(const ModelConfig& config, const RandomModel& weights,
                                                const LoadOptions& options);
   ~Model() override;
@@ -96,9 +100,21 @@ class Model final : public AnyModel {
   std::string backend() const override { return table().name; }
   MemoryUse memory() const override;
   const std::vector<std::string>& notes() const override;
+  // What each tensor-parallel rank holds, in rank order; empty: one rank.
+  const std::vector<layout::ModelShard>& shards() const;
 
   void set_observer(StepObserver* observer) override;
   Status run_moe_block(int64_t layer, std::span<const float> x, int64_t num_tokens, std::span<float> out) override;
+
+  // Where the experts of a layer are; null: all are here, or it has none.
+  const moe::Placement* placement(int64_t layer) const;
+  // Moves, copies or drops one expert. A collective over all ranks, between steps, with the same arguments on each; the
+  // answers of the model stay what they are. Errors: kInvalidArgument for what the placement does not allow,
+  // kInvalidData and kCapacity when the expert could not be taken over (then nothing has changed on any rank), and
+  // those of the communicator.
+  Status move_expert(const ExpertMove& move);
+  // Codes and scales of an expert that this rank holds; empty where it does not. Valid until that expert moves.
+  std::vector<std::span<const std::byte>> expert_memory(int64_t layer, int64_t expert) const;
 
  private:
   struct Impl;
