@@ -14,11 +14,11 @@ namespace quadrille::numerics {
 // x = k ln 2 + r with |r| <= ln 2 / 2; the Taylor polynomial of degree 13 leaves r^14 / 14! < 5e-18.
 QD_HD double reproducible_exp(double x) {
   if (x < -708.0) return 0.0;
-  constexpr double kLog2E = 1.4426950408889634;
-  constexpr double kLn2High = 6.93147180369123816490e-01;  // 32 bits: k * kLn2High is exact
-  constexpr double kLn2Low = 1.90821492927058770002e-10;
-  const auto k = static_cast<int64_t>(x * kLog2E - 0.5);  // towards zero: the nearest integer for x <= 0
-  const double r = (x - static_cast<double>(k) * kLn2High) - static_cast<double>(k) * kLn2Low;
+  constexpr double kLog2EWide = 1.4426950408889634;
+  constexpr double kLn2HighWide = 6.93147180369123816490e-01;  // 32 bits: k * kLn2HighWide is exact
+  constexpr double kLn2LowWide = 1.90821492927058770002e-10;
+  const auto k = static_cast<int64_t>(x * kLog2EWide - 0.5);  // towards zero: the nearest integer for x <= 0
+  const double r = (x - static_cast<double>(k) * kLn2HighWide) - static_cast<double>(k) * kLn2LowWide;
   double p = 1.0 / 6227020800.0;
   p = p * r + 1.0 / 479001600.0;
   p = p * r + 1.0 / 39916800.0;
@@ -39,8 +39,8 @@ QD_HD double reproducible_exp(double x) {
 // ln x for finite, normal x > 0; error below 2^-51 of max(1, |ln x|).
 // x = 2^k m with m in [sqrt(1/2), sqrt(2)); ln m = 2 artanh(s), s = (m - 1) / (m + 1), |s| <= 0.1716.
 QD_HD double reproducible_log(double x) {
-  constexpr double kLn2High = 6.93147180369123816490e-01;
-  constexpr double kLn2Low = 1.90821492927058770002e-10;
+  constexpr double kLn2HighWide = 6.93147180369123816490e-01;
+  constexpr double kLn2LowWide = 1.90821492927058770002e-10;
   const auto bits = __builtin_bit_cast(uint64_t, x);
   int exponent = static_cast<int>(bits >> 52) - 1022;
   double m = __builtin_bit_cast(double, (bits & 0xfffffffffffffull) | uint64_t{1022} << 52);  // in [0.5, 1)
@@ -53,7 +53,7 @@ QD_HD double reproducible_log(double x) {
   double series = 0;
   for (int n = 25; n >= 3; n -= 2) series = (series + 1.0 / n) * square;
   const double mantissa = 2.0 * (s + s * series);
-  return exponent * kLn2High + (mantissa + exponent * kLn2Low);
+  return exponent * kLn2HighWide + (mantissa + exponent * kLn2LowWide);
 }
 
 }  // namespace quadrille::numerics
