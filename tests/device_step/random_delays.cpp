@@ -10,9 +10,13 @@
 namespace quadrille::testing {
 
 void RandomDelays::before_step(const char*, device::Stream stream) {
-  const auto named = streams_.find(stream.handle);
-  if (named == streams_.end()) return;
-  Named& entry = *named->second;
+  Named* named = nullptr;
+  {
+    const std::shared_lock lock(naming_);
+    if (const auto found = streams_.find(stream.handle); found != streams_.end()) named = found->second.get();
+  }
+  if (named == nullptr) return;
+  Named& entry = *named;
   const uint64_t number = entry.count.fetch_add(1);
   steps_.fetch_add(1);
   const uint64_t random = hash(seed_ + static_cast<uint64_t>(entry.role), number);

@@ -6,7 +6,9 @@
 #include <atomic>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <shared_mutex>
 
 #include "device/order.h"
 
@@ -20,8 +22,11 @@ class RandomDelays : public device::StepHarness {
   static constexpr int64_t kLongest = 200'000;  // nanoseconds
   explicit RandomDelays(uint64_t seed) : seed_(seed) {}
 
-  // Before the engines run. A stream without a name gets no delays.
-  void name_stream(device::Stream stream, Role role) { streams_[stream.handle] = std::make_unique<Named>(role); }
+  // Before the engine of the stream runs. A stream without a name gets no delays.
+  void name_stream(device::Stream stream, Role role) {
+    const std::unique_lock lock(naming_);
+    streams_[stream.handle] = std::make_unique<Named>(role);
+  }
   // Steps of this role take longer than two random delays, those of the others nothing: the side that a missing
   // hand-over would have waited for comes late.
   void slow_only(Role role) { slow_ = role; }
@@ -41,10 +46,20 @@ class RandomDelays : public device::StepHarness {
     std::atomic<uint64_t> count{0};
   };
   uint64_t seed_;
+  std::shared_mutex naming_;
   std::map<void*, std::unique_ptr<Named>> streams_;
   std::optional<Role> slow_;
   std::optional<device::HandOver> dropped_;
   std::atomic<int64_t> steps_{0}, poisoned_{0};
+};
+
+// The harness is set as long as this lives; everything has run when it goes.
+class Harnessed {
+ public:
+  explicit Harnessed(RandomDelays* delays) { device::set_step_harness(delays); }
+  Harnessed(const Harnessed&) = delete;
+  Harnessed& operator=(const Harnessed&) = delete;
+  ~Harnessed() { device::set_step_harness(nullptr); }
 };
 
 }  // namespace quadrille::testing

@@ -40,28 +40,6 @@ void make_routes(int64_t experts, int64_t top_k, uint64_t seed, std::vector<int3
   }
 }
 
-StepInput make_input(int version, Memory* memory, device::Stream stream) {
-  StepInput in;
-  const auto seed = 500 + static_cast<uint64_t>(version);
-  std::vector<int64_t> numbers;
-  // Rows of zeros would look the same in every version.
-  for (int64_t key = 0; numbers.size() < static_cast<size_t>(kTokens); ++key) {
-    if (row_kind(seed, key, false) == RowKind::kPlain) numbers.push_back(key);
-  }
-  auto* x = memory->take<uint16_t>(kTokens * kHidden, 16, stream);
-  fill_activations(x, memory->copy_of(numbers, stream), kTokens, kHidden, false, seed, stream);
-  in.x = x;
-  std::vector<int32_t> ids, small_ids;
-  std::vector<float> weights, small_weights;
-  make_routes(kExperts, kTopK, seed, &ids, &weights);
-  make_routes(kSmallExperts, kSmallTopK, seed + 50, &small_ids, &small_weights);
-  in.ids = memory->copy_of(ids, stream);
-  in.weights = memory->copy_of(weights, stream);
-  in.small_ids = memory->copy_of(small_ids, stream);
-  in.small_weights = memory->copy_of(small_weights, stream);
-  return in;
-}
-
 HostStack make_host_stack(int version) {
   HostStack stack;
   constexpr int64_t kMatrixBytes = kCodeBytes + kScaleBytes;
@@ -101,6 +79,28 @@ prepare::DeviceW4Source source_of(const std::vector<prepare::DeviceW4Expert>& ex
 
 }  // namespace
 
+StepInput make_step_input(int version, Memory* memory, device::Stream stream) {
+  StepInput in;
+  const auto seed = 500 + static_cast<uint64_t>(version);
+  std::vector<int64_t> numbers;
+  // Rows of zeros would look the same in every version.
+  for (int64_t key = 0; numbers.size() < static_cast<size_t>(kTokens); ++key) {
+    if (row_kind(seed, key, false) == RowKind::kPlain) numbers.push_back(key);
+  }
+  auto* x = memory->take<uint16_t>(kTokens * kHidden, 16, stream);
+  fill_activations(x, memory->copy_of(numbers, stream), kTokens, kHidden, false, seed, stream);
+  in.x = x;
+  std::vector<int32_t> ids, small_ids;
+  std::vector<float> weights, small_weights;
+  make_routes(kExperts, kTopK, seed, &ids, &weights);
+  make_routes(kSmallExperts, kSmallTopK, seed + 50, &small_ids, &small_weights);
+  in.ids = memory->copy_of(ids, stream);
+  in.weights = memory->copy_of(weights, stream);
+  in.small_ids = memory->copy_of(small_ids, stream);
+  in.small_weights = memory->copy_of(small_weights, stream);
+  return in;
+}
+
 StepData::StepData(device::Stream stream) : table_(must(kernels::device_table())) {
   const auto mlp = [&](int64_t experts, int64_t first_expert) {
     moe::DeviceMlp out;
@@ -115,7 +115,7 @@ StepData::StepData(device::Stream stream) : table_(must(kernels::device_table())
   large_.experts = mlp(kExperts, 0);
   large_.shared = mlp(1, kSharedExpert);
   for (int v = 0; v < kVersions; ++v) {
-    inputs_[static_cast<size_t>(v)] = make_input(v, &memory_, stream);
+    inputs_[static_cast<size_t>(v)] = make_step_input(v, &memory_, stream);
     small_[static_cast<size_t>(v)] = make_host_stack(v);
   }
   must(device::synchronize(stream));

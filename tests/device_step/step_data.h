@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "device/device.h"
+#include "device/device_memory.h"
 #include "device/device_stack.h"
 #include "moe/device_layer.h"
 #include "prepare/device_prepare.h"
@@ -23,6 +24,9 @@ struct StepInput {
   const int32_t *ids = nullptr, *small_ids = nullptr;
   const float *weights = nullptr, *small_weights = nullptr;
 };
+
+// The input of a version; made on the device of `stream`, and made the same everywhere.
+StepInput make_step_input(int version, Memory* memory, device::Stream stream);
 
 // Canonical matrices of kSmallExperts experts in page-locked memory.
 struct HostStack {

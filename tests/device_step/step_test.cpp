@@ -23,15 +23,6 @@ constexpr int kMutantRounds = 50;
 // Streams that share a hardware queue wait for each other and would hide what is missing.
 const bool kManyQueues = ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 1) == 0;
 
-// The harness is set as long as this lives; everything has run when it goes.
-class Harnessed {
- public:
-  explicit Harnessed(RandomDelays* delays) { device::set_step_harness(delays); }
-  Harnessed(const Harnessed&) = delete;
-  Harnessed& operator=(const Harnessed&) = delete;
-  ~Harnessed() { device::set_step_harness(nullptr); }
-};
-
 class Steps : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
@@ -164,7 +155,7 @@ const Mutant kMutants[] = {
     {HandOver::kStagingReady, Role::kPrepare}, {HandOver::kWeightsPrepared, Role::kPrepare},
     {HandOver::kSharedBegins, Role::kMain},    {HandOver::kSharedEnds, Role::kSide},
 };
-constexpr size_t kOfRanks = 2;  // kSharedSplit and kSharedAgreed
+constexpr size_t kOfRanks = 2;  // step_ranks_test.cpp: kSharedSplit and kSharedAgreed
 static_assert(std::size(kMutants) + kOfRanks == static_cast<size_t>(HandOver::kCount),
               "every hand-over has its mutant");
 
