@@ -98,6 +98,29 @@ TEST(DevicePrepare, SizesByHand) {
   EXPECT_EQ(vllm.sizes()->bias_bytes, 0u);
 }
 
+TEST(DevicePrepare, AbsmaxOfUnshardedRowsIsForVllmAndOneMatrix) {
+  const auto with_absmax = [](Numerics numerics) {
+    Call call;
+    call.source.numerics = numerics;
+    call.source.num_parts = 1;
+    for (DeviceW4Expert& expert : call.experts) expert.row_absmax = memory.data();
+    return call;
+  };
+  Call vllm = with_absmax(Numerics::kVllm), exact = with_absmax(Numerics::kExact);
+  vllm.source.on_host = exact.source.on_host = true;
+  EXPECT_EQ(vllm.sizes()->staging_bytes, 2u * (7424 + 768 + 512)) << "72 floats more";
+  EXPECT_EQ(exact.sizes()->staging_bytes, 2u * (7424 + 768)) << "not read";
+  Call two = with_absmax(Numerics::kVllm);
+  two.source.num_parts = 2;
+  EXPECT_THAT(two.error().message, HasSubstr("row-parallel matrix alone, found 2 matrices"));
+  Call some = with_absmax(Numerics::kVllm);
+  some.experts[2].row_absmax = nullptr;
+  EXPECT_THAT(some.error().message, HasSubstr("expert 2: either every expert has a row_absmax or none"));
+  Call odd = with_absmax(Numerics::kVllm);
+  odd.experts[1].row_absmax = memory.data() + 2;
+  EXPECT_THAT(odd.error().message, HasSubstr("expert 1, matrix 0: row_absmax must lie at a multiple of 4"));
+}
+
 TEST(DevicePrepare, ExtraMemoryIsTwoExpertsWhateverTheirNumber) {
   Call few(2), many(130);
   few.source.on_host = many.source.on_host = true;
