@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// hopper_bench gemm|layer|ranks [--tiles] [--burst] [--only NAME] [--rows 1,16] [--vllm] [--group G]: times of the
-// grouped product and of the MoE layer on this GPU, beside the roof and the best peers; of reductions between all GPUs
-// here. docs/benchmarks.md keeps what it printed.
+// hopper_bench gemm|layer|ranks|tp [--tiles] [--burst] [--only NAME] [--rows 1,16] [--vllm] [--group G] [--tp N]: times
+// of the grouped product and of the MoE layer on this GPU, beside the roof and the best peers; of reductions between
+// all GPUs here; of the layer over N tensor-parallel ranks. docs/benchmarks.md keeps what it printed.
 #include <fmt/format.h>
 
 #include <cstdio>
@@ -29,6 +29,8 @@ bool parse(int count, char** words, BenchOptions* options) {
       options->only = words[++i];
     } else if (word == "--group" && more) {
       options->group_size = std::stoll(words[++i]);
+    } else if (word == "--tp" && more) {
+      options->tensor_ranks = std::stoi(words[++i]);
     } else if (word == "--rows" && more) {
       for (char* part = std::strtok(words[++i], ","); part != nullptr; part = std::strtok(nullptr, ",")) {
         options->rows.push_back(std::stoll(part));
@@ -44,6 +46,10 @@ bool parse(int count, char** words, BenchOptions* options) {
 int run(const std::string& what, const BenchOptions& options) {
   using namespace quadrille;
   using bench::must;
+  if (what == "tp") {
+    bench::print_tensor_rows(options);
+    return 0;
+  }
   const auto properties = must(device::properties(0));
   must(device::use(0));
   const auto stream = must(device::OwnedStream::create());
@@ -66,10 +72,11 @@ int run(const std::string& what, const BenchOptions& options) {
 int main(int count, char** words) {
   BenchOptions options;
   const std::string what = count > 1 ? words[1] : "";
-  if ((what != "gemm" && what != "layer" && what != "ranks") || !parse(count - 2, words + 2, &options)) {
-    fmt::print(
-        stderr,
-        "usage: hopper_bench gemm|layer|ranks [--tiles] [--burst] [--only NAME] [--rows 1,16] [--vllm] [--group G]\n");
+  const bool known = what == "gemm" || what == "layer" || what == "ranks" || what == "tp";
+  if (!known || !parse(count - 2, words + 2, &options)) {
+    fmt::print(stderr,
+               "usage: hopper_bench gemm|layer|ranks|tp [--tiles] [--burst] [--only NAME] [--rows 1,16] [--vllm] "
+               "[--group G] [--tp N]\n");
     return 2;
   }
   if (const auto ok = quadrille::device::available(); !ok) {

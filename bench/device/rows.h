@@ -17,6 +17,7 @@ struct BenchOptions {
   std::vector<int64_t> rows;  // rows an expert, or tokens; empty: those of the table
   kernels::Numerics numerics = kernels::Numerics::kExact;
   int64_t group_size = 128;
+  int tensor_ranks = 0;  // at most as many GPUs; 0: all
 };
 
 // What a byte and an operation cost at the least (docs/benchmarks.md says where the numbers come from).
@@ -33,5 +34,6 @@ inline int rotating_copies(double bytes) {
 void print_gemm_rows(const kernels::DeviceTable& table, device::Stream stream, const BenchOptions& options);
 void print_layer_rows(const kernels::DeviceTable& table, device::Stream stream, const BenchOptions& options);
 void print_rank_rows();
+void print_tensor_rows(const BenchOptions& options);
 
 }  // namespace quadrille::bench
