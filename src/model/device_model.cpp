@@ -241,7 +241,7 @@ Result<std::unique_ptr<DeviceModel>> DeviceModel::random(const ModelConfig& conf
   try {
     QD_TRY(std::unique_ptr<Impl> impl, Impl::create(options, device));
     QD_TRY_STATUS(check_model_config(config, "random model"));
-    const DeviceModelShape shape = random_shape(config, random);
+    const DeviceModelShape shape = random_device_shape(config, random);
     if (auto decided = impl->decide(config, shape, random_device_bytes(shape)); !decided) {
       return decided.error().in("random model");
     }

@@ -255,7 +255,7 @@ MlpShape random_mlp(int64_t width, int64_t hidden, int64_t experts, const Random
 
 }  // namespace
 
-DeviceModelShape random_shape(const ModelConfig& config, const RandomModel& random) {
+DeviceModelShape random_device_shape(const ModelConfig& config, const RandomModel& random) {
   const int64_t hidden = config.hidden_size;
   DeviceModelShape shape;
   for (const LayerConfig& layer_config : config.layers) {

@@ -15,7 +15,7 @@
 
 namespace quadrille::model {
 
-DeviceModelShape random_shape(const ModelConfig& config, const RandomModel& random);
+DeviceModelShape random_device_shape(const ModelConfig& config, const RandomModel& random);
 // Device memory beside the weights while they are made.
 uint64_t random_device_bytes(const DeviceModelShape& shape);
 
