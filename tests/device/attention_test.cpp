@@ -70,7 +70,7 @@ TEST_F(AttentionTest, IsNearTheDefinitionAndDoesNotDependOnTheLaunch) {
       const auto row = whole.begin() + t * shape.row();
       const std::vector<uint16_t> expected(row, row + shape.row());
       ASSERT_EQ(bit_differences(attention.run({{0, t}}, kAlone), expected, shape.row()), "") << t;
-      ASSERT_EQ(bit_differences(attention.run({{0, t}}, kSpread), expected, shape.row()), "spread") << t;
+      ASSERT_EQ(bit_differences(attention.run({{0, t}}, kSpread), expected, shape.row()), "") << "spread " << t;
     }
     ASSERT_EQ(attention.harmed(), "");
   }

@@ -213,7 +213,13 @@ TEST(Nccl, TokensOfAllToAllEqualTheHost) {
         rank.host.all_to_all_v(std::as_bytes(std::span(data)), send, std::as_writable_bytes(std::span(want)), recv));
     QD_TRY(const std::vector<float> got, rank.download(to, received));
     QD_TRY_STATUS(compare("all_to_all_v", received, got, want));
-    QD_TRY_STATUS(rank.gpu.broadcast(to.get(), received < 4 ? 0 : 16, 1, rank.stream));
+    // Every rank names the same size, whatever it has received.
+    auto first = random_floats(4, 100 + own);
+    QD_TRY(const device::Buffer four, rank.upload(first));
+    QD_TRY_STATUS(rank.gpu.broadcast(four.get(), 16, 1, rank.stream));
+    QD_TRY_STATUS(rank.host.broadcast(std::as_writable_bytes(std::span(first)), 1));
+    QD_TRY(const std::vector<float> told, rank.download(four, 4));
+    QD_TRY_STATUS(compare("broadcast", 4, told, first));
     return rank.gpu.barrier(rank.stream);
   });
   EXPECT_TRUE(done) << done.error().message;
