@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The filters and the draw; see sampler.h for their definitions. Every sum runs in one fixed order.
+// The filters and the draw; see sampler.h for their definitions. Weights are on a grid, so sums have one
+// value whatever their order: the device draws the same tokens (numerics/sampling.h).
 #include "engine/sampler.h"
 
 #include <algorithm>
 
 #include "engine/logprobs.h"
 #include "engine/philox.h"
-#include "engine/reproducible_math.h"
+#include "numerics/sampling.h"
 
 namespace quadrille::engine {
 namespace {
@@ -50,7 +51,8 @@ Result<std::span<const Candidate>> Sampler::filter(std::span<const float> logits
   const double temperature = params.temperature;
   candidates_.clear();
   for (size_t id = 0; id < logits.size(); ++id) {
-    const double weight = reproducible_exp((static_cast<double>(logits[id]) - max) / temperature);
+    const auto steps = numerics::weight_steps(logits[id], max, temperature);
+    const double weight = static_cast<double>(steps) * numerics::kWeightGrid;
     if (weight > 0) candidates_.push_back({logits[id], static_cast<int32_t>(id), weight});
   }
   if (params.top_k > 0) keep_top_k(params.top_k);

@@ -15,7 +15,7 @@ namespace quadrille::engine {
 struct Candidate {
   float logit = 0;  // after the repetition penalty
   int32_t id = 0;
-  double weight = 0;  // e^((logit - largest logit) / temperature): 1 for the best
+  double weight = 0;  // e^((logit - largest logit) / temperature) down to a multiple of 2^-34: 1 for the best
 };
 
 class Sampler {

@@ -212,4 +212,28 @@ struct DeviceGreedy {
   uint32_t* status = nullptr;     // [1]
 };
 
+// How one row is drawn: the fields of engine::SamplingParams but for the repetition penalty, which the device does not
+// know. `index`: tokens that the answer already has. temperature 0: greedy.
+struct SampleRule {
+  float temperature;
+  int32_t top_k;  // 0: off
+  float top_p;    // 1: off
+  float min_p;    // 0: off
+  uint64_t seed;
+  uint64_t index;
+};
+
+// Draws a token of each row: that of engine/sampler.h for the same logits and rule. Rows without a token as above.
+struct DeviceSample {
+  int64_t num_rows = 0;
+  int64_t vocab_size = 0;             // at most 2^19
+  int64_t pitch = 0;                  // floats between rows
+  const float* logits = nullptr;      // [num_rows, pitch]
+  const SampleRule* rules = nullptr;  // [num_rows]
+  int32_t* token = nullptr;           // out [num_rows]
+  int32_t* token_at = nullptr;        // as in DeviceGreedy
+  const int32_t* slot = nullptr;      // [num_rows], with token_at
+  uint32_t* status = nullptr;         // [1]
+};
+
 }  // namespace quadrille::kernels

@@ -37,6 +37,7 @@ struct DeviceTable {
   void (*attention)(const DeviceAttention&, device::Stream);
   void (*bf16_gemm)(const DeviceBf16Gemm&, device::Stream);
   void (*greedy)(const DeviceGreedy&, device::Stream);
+  void (*sample)(const DeviceSample&, device::Stream);
   // Rows of the tiles that a plan makes for bf16 experts (PlanRoutes::tile_tokens, DeviceBf16Gemm::tile_tokens).
   int64_t (*choose_bf16_tile)(int64_t num_experts, int64_t num_rows);
 

@@ -19,5 +19,6 @@ void bf16_gemm(const DeviceBf16Gemm& p, device::Stream stream);
 int64_t choose_bf16_tile(int64_t num_experts, int64_t num_rows);
 // sample/
 void greedy(const DeviceGreedy& p, device::Stream stream);
+void sample(const DeviceSample& p, device::Stream stream);
 
 }  // namespace quadrille::kernels::cuda

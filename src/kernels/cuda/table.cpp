@@ -28,6 +28,7 @@ const DeviceTable kCudaTable = {
     .attention = cuda::attention,
     .bf16_gemm = cuda::bf16_gemm,
     .greedy = cuda::greedy,
+    .sample = cuda::sample,
     .choose_bf16_tile = cuda::choose_bf16_tile,
     .w4a8_configs = cuda::w4a8_configs,
     .choose_w4a8 = cuda::choose_w4a8,

@@ -80,7 +80,10 @@ TEST(RepetitionPenalty, DividesPositiveAndMultipliesNegativeLogits) {
 std::vector<int32_t> kept_slowly(const std::vector<float>& logits, const SamplingParams& params) {
   const float max = *std::max_element(logits.begin(), logits.end());
   std::vector<double> weight;
-  for (const float x : logits) weight.push_back(reproducible_exp((static_cast<double>(x) - max) / params.temperature));
+  for (const float x : logits) {
+    const double exact = reproducible_exp((static_cast<double>(x) - max) / params.temperature);
+    weight.push_back(std::floor(exact * 0x1p34) * 0x1p-34);
+  }
   std::vector<int32_t> ranked;
   for (size_t i = 0; i < logits.size(); ++i) {
     if (weight[i] > 0) ranked.push_back(static_cast<int32_t>(i));

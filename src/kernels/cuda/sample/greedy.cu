@@ -6,7 +6,7 @@
 #include "core/check.h"
 #include "kernels/cuda/decoder_kernels.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/moe/order_key.h"
+#include "kernels/cuda/sample/best.cuh"
 #include "numerics/double_math.h"
 
 namespace quadrille::kernels::cuda {
@@ -15,37 +15,12 @@ namespace {
 constexpr int kCluster = 8;
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-// The larger key wins; 0: nothing. Bit 0 of `bad`: NaN or +infinity was met.
-struct Best {
-  uint64_t key;
-  uint32_t bad;
-};
-__device__ __forceinline__ uint64_t greedy_key(float logit, int64_t id) {
-  return static_cast<uint64_t>(order_key(logit)) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
-}
-__device__ __forceinline__ Best better(const Best& a, const Best& b) {
-  return {a.key > b.key ? a.key : b.key, a.bad | b.bad};
-}
-
 struct Shared {
   Best best;
   double sum;
   Best best_of_warp[kWarps];
   double sum_of_warp[kWarps];
 };
-
-__device__ __forceinline__ Best best_of_block(Best own, Shared& shared) {
-  for (int d = 16; d > 0; d /= 2) {
-    own = better(own, {__shfl_xor_sync(kAllLanes, own.key, d), __shfl_xor_sync(kAllLanes, own.bad, d)});
-  }
-  if (threadIdx.x % 32 == 0) shared.best_of_warp[threadIdx.x / 32] = own;
-  __syncthreads();  // the bests of all warps stand
-  Best best = shared.best_of_warp[0];
-  for (int w = 1; w < kWarps; ++w) best = better(best, shared.best_of_warp[w]);
-  return best;
-}
 
 // The sum of all threads, in thread 0.
 __device__ __forceinline__ double sum_of_block(double own, Shared& shared) {
@@ -57,11 +32,11 @@ __device__ __forceinline__ double sum_of_block(double own, Shared& shared) {
   return sum;
 }
 
-__device__ __forceinline__ void write_token(const DeviceGreedy& p, int64_t row, const Best& best, bool has_token) {
-  const int32_t token = has_token ? static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(best.key)) : -1;
+__device__ __forceinline__ void write_token(const DeviceGreedy& p, int64_t row, const Best& best) {
+  const int32_t token = has_token(best) ? id_of(best) : -1;
   p.token[row] = token;
   if (p.token_at != nullptr && p.slot[row] >= 0) p.token_at[p.slot[row]] = token;
-  if (!has_token && p.status != nullptr) atomicOr(p.status, kStatusBadLogits);
+  if (token < 0 && p.status != nullptr) atomicOr(p.status, kStatusBadLogits);
 }
 
 __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads) greedy_kernel(DeviceGreedy p) {
@@ -74,21 +49,19 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads) gre
   Best own = {0, 0};
 #pragma unroll 8
   for (int64_t i = first; i < p.vocab_size; i += kStride) {
-    const float x = __ldg(logits + i);
-    own = better(own, {greedy_key(x, i), x < __builtin_inff() ? 0u : 1u});
+    own = better(own, best_at(logits, i));
   }
-  own = best_of_block(own, shared);
+  own = best_of_block<kWarps>(own, shared.best_of_warp);
   if (threadIdx.x == 0) shared.best = own;
   cluster.sync();  // the bests of all CTAs stand
   Best best = {0, 0};
   for (int r = 0; r < kCluster; ++r) best = better(best, *cluster.map_shared_rank(&shared.best, r));
-  const uint32_t top_key = static_cast<uint32_t>(best.key >> 32);
-  const bool has_token = best.bad == 0 && top_key > kLowestKey;
-  if (cluster.block_rank() == 0 && threadIdx.x == 0) write_token(p, row, best, has_token);
+  const bool has = has_token(best);
+  if (cluster.block_rank() == 0 && threadIdx.x == 0) write_token(p, row, best);
   if (p.logprob != nullptr) {
-    const double top = score_of_key(top_key);
+    const double top = score_of_key(static_cast<uint32_t>(best.key >> 32));
     double sum = 0;
-    if (has_token) {
+    if (has) {
 #pragma unroll 2
       for (int64_t i = first; i < p.vocab_size; i += kStride) {
         sum = sum + numerics::reproducible_exp(static_cast<double>(__ldg(logits + i)) - top);
@@ -101,8 +74,8 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads) gre
       double whole = 0;
       for (int r = 0; r < kCluster; ++r) whole = whole + *cluster.map_shared_rank(&shared.sum, r);
       // (largest logit - itself) - ln(sum).
-      p.logprob[row] = has_token ? static_cast<float>(0.0 - numerics::reproducible_log(whole))
-                                 : numerics::float_of(numerics::kCanonicalNanF32);
+      p.logprob[row] = has ? static_cast<float>(0.0 - numerics::reproducible_log(whole))
+                           : numerics::float_of(numerics::kCanonicalNanF32);
     }
   }
   cluster.sync();  // nobody leaves while its shared memory is read
