@@ -36,7 +36,7 @@ class LoopbackRanks::Rank final : public parallel::DeviceCommunicator {
 };
 
 LoopbackRanks::LoopbackRanks(int size, size_t most_floats, device::Stream stream)
-    : table_(*must(kernels::device_table())), most_floats_((most_floats + 63) / 64 * 64) {
+    : table_(*must(kernels::device_table())), most_floats_((most_floats / 64 + 1) * 64) {
   for (int r = 0; r < size; ++r) {
     ranks_.push_back(std::make_unique<Rank>(this, r, size));
     streams_.push_back(must(device::OwnedStream::create()));
