@@ -44,7 +44,7 @@ std::vector<SplitSpec> specs() {
       {.name = "NotGated", .ranks = 2, .shared_width = 256, .activation = Activation::kRelu2},
       {.name = "Nonfinite", .ranks = 3, .tokens = 24, .width = 384, .shared_width = 384, .nonfinite = true},
       {.name = "NonfiniteVllm", .ranks = 2, .tokens = 24, .numerics = Numerics::kVllm, .nonfinite = true},
-      {.name = "ManyRows", .ranks = 2, .tokens = 400, .hidden = 128, .experts = 3, .shared_width = 256},
+      {.name = "ManyRows", .ranks = 2, .tokens = 400, .hidden = 256, .experts = 3, .shared_width = 256},
       {.name = "OneToken", .ranks = 2, .tokens = 1, .shared_width = 256, .shared_gate = true},
       {.name = "NoToken", .ranks = 2, .tokens = 0, .shared_width = 256},
   };
