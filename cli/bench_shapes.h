@@ -7,13 +7,20 @@
 #include <vector>
 
 #include "core/result.h"
+#include "formats/hf_config.h"
 #include "model/config.h"
 
 namespace quadrille::cli {
 
+// Those that this engine runs.
 std::vector<std::string> bench_shape_names();
 // The config of that shape, cut to `layers` layers (0: all). kInvalidArgument for an unknown name.
 Result<model::ModelConfig> bench_shape(const std::string& name, int64_t layers);
+
+// All, with those that are only planned for.
+std::vector<std::string> named_shapes();
+// The config.json of that shape. kInvalidArgument for an unknown name.
+Result<formats::HfConfig> named_shape(const std::string& name);
 
 // Floating-point operations (2 for a multiply and add) of one prompt of `tokens` tokens from position 0 with the logits
 // of its last token: projections, router, chosen experts, shared experts, attention, head. Norms, rotary embedding and

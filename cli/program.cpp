@@ -13,6 +13,7 @@ void add_all(CLI::App& program, std::vector<Command>& commands) {
   add_run(program, commands);
   add_chat(program, commands);
   add_inspect(program, commands);
+  add_plan(program, commands);
   add_quantize(program, commands);
   add_eval(program, commands);
   add_bench(program, commands);

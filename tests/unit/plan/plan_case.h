@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// Named shapes for the tests of the plan.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include "cli/bench_shapes.h"
+#include "cli/plan_shape.h"
+
+namespace quadrille::cli {
+
+inline PlanShape named_plan_shape(const std::string& name, std::optional<int64_t> group = {}) {
+  const auto raw = named_shape(name);
+  EXPECT_TRUE(raw) << (raw ? "" : raw.error().message);
+  auto shape = make_plan_shape(name, *raw, {group});
+  EXPECT_TRUE(shape) << (shape ? "" : shape.error().message);
+  return std::move(*shape);
+}
+
+}  // namespace quadrille::cli
