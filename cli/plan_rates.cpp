@@ -7,21 +7,21 @@
 namespace quadrille::cli {
 namespace {
 
-constexpr const char* kGemmTable = "docs/benchmarks.md 2026-11-22, H100, grouped product, exact";
-constexpr const char* kLayerTable = "docs/benchmarks.md 2026-11-22, H100, layers, exact";
+constexpr const char* kGemmTable = "fitted to docs/benchmarks.md 2026-11-22, H100, grouped product, exact";
+constexpr const char* kLayerTable = "fitted to docs/benchmarks.md 2026-11-22, H100, layers, exact";
 constexpr const char* kSameChip = "that of the H100: the same multiprocessors and power";
 constexpr double kGB = 1e9, kTB = 1e12, kTera = 1e12;
 
 GpuRates h100() {
   GpuRates r;
   r.name = "h100";
-  r.memory = {"memory", 81559.0 * 1048576, "bytes", Basis::kMeasured, "H100 80GB HBM3 SXM, as its driver says"};
+  r.memory = {"memory", 81559.0 * 1048576, "bytes", Basis::kAssumed, "H100 80GB HBM3 SXM, as commonly reported"};
   r.reserve = {"reserve", 2.0 * 1073741824, "bytes", Basis::kAssumed, "driver, NCCL, graphs"};
   r.bandwidth = {"bandwidth", 3.0 * kTB, "bytes/s", Basis::kMeasured,
                  "slope of the grouped product over bytes at 1 row an expert; a copy reached 3.02"};
   r.gemm_start = {"gemm_start", 6.0, "us", Basis::kMeasured, kGemmTable};
   r.kernel_start = {"kernel_start", 1.25, "us", Basis::kMeasured,
-                    "docs/benchmarks.md, layers at 1 token: 5 us for 4 row-wise kernels"};
+                    "fitted to docs/benchmarks.md, layers at 1 token: 5 us for 4 row-wise kernels"};
   r.row_bandwidth = {"row_bandwidth", 1.64 * kTB, "bytes/s", Basis::kMeasured, kLayerTable};
   r.tile_start = {"tile_start", 0.05e-12, "token s/FLOP", Basis::kMeasured, kGemmTable};
   r.tensor = {Rate{"tensor_g32", 620 * kTera, "FLOP/s", Basis::kMeasured, kGemmTable},
@@ -47,7 +47,7 @@ GpuRates h200() {
     derive(rate, kSameChip);
   }
   r.name = "h200";
-  r.memory = {"memory", 143771.0 * 1048576, "bytes", Basis::kMeasured, "H200 SXM, as its driver says"};
+  r.memory = {"memory", 143771.0 * 1048576, "bytes", Basis::kAssumed, "H200 SXM, as commonly reported"};
   r.bandwidth = {"bandwidth", 4.3 * kTB, "bytes/s", Basis::kDerived, "a copy reached about 4.3 of 4.8 on an H200"};
   r.row_bandwidth = {"row_bandwidth", 1.64 * 4.3 / 3.0 * kTB, "bytes/s", Basis::kDerived,
                      "the H100's, times the ratio of bandwidths"};
@@ -145,7 +145,7 @@ const LinkRates& link_rates() {
   static const LinkRates rates = {
       {"one_shot_start", 3.5, "us", Basis::kAssumed, "target of the one-shot all-reduce: at most 5 us at 16 KiB"},
       {"one_shot_bandwidth", 150 * kGB, "bytes/s", Basis::kAssumed, "half of what NCCL reaches with large vectors"},
-      {"one_shot_bytes", 256 * kKi, "bytes", Basis::kMeasured, "where the one-shot all-reduce ends, by design"},
+      {"one_shot_bytes", 256 * kKi, "bytes", Basis::kDerived, "where the one-shot all-reduce ends, by design"},
       {"host_bandwidth", 50 * kGB, "bytes/s", Basis::kAssumed, "400 Gb/s InfiniBand for each GPU, nominal"},
       {"host_share", 0.8, "", Basis::kAssumed, "part of the nominal rate that is reached"},
       {"host_start", 25, "us", Basis::kAssumed, "an exchange between hosts that moves nothing"},

@@ -15,7 +15,7 @@ struct Measured {
   int groups;    // the routes of so many groups of tokens arrive, for one group's share of the experts
   double us[7];  // at 1, 4, 16, ... 4096 tokens
 };
-// The constants were found with the first two; the others are predictions.
+// The constants were fitted with these rows in view: this says how well the model describes them, not how it predicts.
 constexpr Measured kLayers[] = {{"qwen3-30b-a3b", 1, {23.5, 48.3, 92.3, 132.3, 164.1, 289.1, 847.3}},
                                 {"mixtral-8x7b", 1, {87.2, 181.3, 266.5, 294.7, 435.8, 1349.6, 4406.9}},
                                 {"deepseek-v3", 8, {98.8, 198.7, 275.2, 478.0, 568.0, 1410.1, 4962.6}},
