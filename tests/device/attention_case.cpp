@@ -31,12 +31,6 @@ float AttentionShape::scale() const {
   return static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
 }
 
-uint16_t AttentionCase::key(int64_t sequence, int64_t kv, int64_t position, int64_t dim) const {
-  return plain_number(name_of(1, sequence, kv, position), dim);
-}
-uint16_t AttentionCase::value(int64_t sequence, int64_t kv, int64_t position, int64_t dim) const {
-  return plain_number(name_of(2, sequence, kv, position), dim);
-}
 uint16_t AttentionCase::query(const QueryToken& token, int64_t head, int64_t dim) const {
   return plain_number(name_of(3, token.sequence, head, token.position), dim);
 }
@@ -64,10 +58,11 @@ AttentionCase::AttentionCase(const AttentionShape& shape, const std::vector<int6
       uint16_t* page = pages.data() + id * map.page_size();
       for (int64_t kv = 0; kv < map.kv_heads; ++kv) {
         const auto sequence = static_cast<int64_t>(s);
+        const uint64_t key_name = name_of(1, sequence, kv, position), value_name = name_of(2, sequence, kv, position);
         for (int64_t dim = 0; dim < map.padded_dim(); ++dim) {
           const bool is_padding = dim >= shape.head_dim;
-          page[map.key_offset(kv, position % 64, dim)] = is_padding ? 0 : key(sequence, kv, position, dim);
-          page[map.value_offset(kv, position % 64, dim)] = is_padding ? 0 : value(sequence, kv, position, dim);
+          page[map.key_offset(kv, position % 64, dim)] = is_padding ? 0 : plain_number(key_name, dim);
+          page[map.value_offset(kv, position % 64, dim)] = is_padding ? 0 : plain_number(value_name, dim);
         }
       }
     }
@@ -154,10 +149,13 @@ std::string AttentionCase::difference(const std::vector<QueryToken>& tokens, con
     const int64_t kv = (shape_.head_phase + head) / shape_.heads_per_kv;
     std::vector<double> weight;
     double top = -1e300, largest = 0, norm = 0;
+    std::vector<double> q;
+    for (int64_t d = 0; d < shape_.head_dim; ++d) q.push_back(bf16_to_f32(query(token, head, d)));
     for (int64_t j = first; j <= last; ++j) {
       double dot = 0, magnitude = 0;
+      const uint64_t name = name_of(1, token.sequence, kv, j);
       for (int64_t d = 0; d < shape_.head_dim; ++d) {
-        const double term = double{bf16_to_f32(query(token, head, d))} * bf16_to_f32(key(token.sequence, kv, j, d));
+        const double term = q[static_cast<size_t>(d)] * bf16_to_f32(plain_number(name, d));
         dot += term;
         magnitude += std::abs(term);
       }
@@ -170,18 +168,17 @@ std::string AttentionCase::difference(const std::vector<QueryToken>& tokens, con
     const double e = (0x1p-8 + 0x1p-21 + 2 * score_error) * 1.01;
     const double blocks = static_cast<double>(last / 64 - first / 64 + 1);
     const double f = 4 * 17 * 0x1p-23 * 2 + blocks * 0x1p-20;
+    std::vector<uint64_t> names;
+    for (int64_t j = first; j <= last; ++j) names.push_back(name_of(2, token.sequence, kv, j));
     for (int64_t d = 0; d < shape_.head_dim; ++d) {
       double mean = 0, spread = 0, size = 0;
-      for (int64_t j = first; j <= last; ++j) {
-        const double w = weight[static_cast<size_t>(j - first)] / norm;
-        const double v = bf16_to_f32(value(token.sequence, kv, j, d));
-        mean += w * v;
-        size += w * std::abs(v);
+      std::vector<double> v;
+      for (size_t j = 0; j < names.size(); ++j) {
+        v.push_back(bf16_to_f32(plain_number(names[j], d)));
+        mean += weight[j] / norm * v[j];
+        size += weight[j] / norm * std::abs(v[j]);
       }
-      for (int64_t j = first; j <= last; ++j) {
-        spread += weight[static_cast<size_t>(j - first)] / norm *
-                  std::abs(bf16_to_f32(value(token.sequence, kv, j, d)) - mean);
-      }
+      for (size_t j = 0; j < names.size(); ++j) spread += weight[j] / norm * std::abs(v[j] - mean);
       const double bound = e * spread + f * size + 0x1p-8 * std::abs(mean);
       const double y = bf16_to_f32(found[static_cast<size_t>(t * shape_.row() + head * shape_.head_dim + d)]);
       if (!(std::abs(y - mean) <= bound)) {

@@ -52,8 +52,6 @@ class AttentionCase {
  private:
   kernels::DeviceAttention problem(const std::vector<QueryToken>& tokens, const AttentionLaunch& launch,
                                    Memory& memory) const;
-  uint16_t key(int64_t sequence, int64_t kv, int64_t position, int64_t dim) const;
-  uint16_t value(int64_t sequence, int64_t kv, int64_t position, int64_t dim) const;
   uint16_t query(const QueryToken& token, int64_t head, int64_t dim) const;
 
   AttentionShape shape_;
