@@ -2,6 +2,8 @@
 // Each step tells the harness before it is enqueued, and opens a part of the workspace where its writer comes.
 #include "moe/device_call.h"
 
+#include <algorithm>
+
 #include "moe/device_check.h"
 #include "parallel/device_communicator.h"
 
@@ -34,7 +36,7 @@ Status check_shared(const DeviceMoeLayer& layer) {
   return {};
 }
 
-Status check_batch(const DeviceMoeLayer& layer, const DeviceBatch& batch) {
+Status check_batch(const DeviceBatch& batch) {
   QD_TRY_STATUS(check_pointer(batch.x, 16, "x"));
   QD_TRY_STATUS(check_pointer(batch.out, 16, "out"));
   if (batch.router_logits != nullptr) {
@@ -47,9 +49,14 @@ Status check_batch(const DeviceMoeLayer& layer, const DeviceBatch& batch) {
     QD_TRY_STATUS(check_pointer(batch.topk_ids, 4, "top-k ids (where there are no router logits)"));
     QD_TRY_STATUS(check_pointer(batch.topk_weights, 4, "top-k weights"));
   }
-  QD_TRY_STATUS(check_mlp_memory(layer.experts, "experts"));
-  if (layer.shared) QD_TRY_STATUS(check_mlp_memory(*layer.shared, "shared expert"));
   return {};
+}
+
+int64_t expected_rows(const DeviceMoeLayer& layer, int64_t num_tokens) {
+  const int64_t routes = num_tokens * layer.rule.top_k;
+  if (layer.expert_map == nullptr) return routes;
+  const int64_t here = layer.experts.gate_up.num_experts;
+  return std::min(routes, (routes * here + layer.rule.num_experts - 1) / layer.rule.num_experts);
 }
 
 DeviceRoutes enqueue_router(const DeviceCall& call) {
@@ -123,11 +130,11 @@ Absmax open_absmax(const DeviceCall& call) {
 }
 
 bool runs_beside(const DeviceCall& call) {
-  return call.layer.shared && call.streams.side.handle != nullptr;
+  return call.layer.shared && call.batch.num_tokens > 0 && call.streams.side.handle != nullptr;
 }
 
 Result<SharedExpert> enqueue_shared(const DeviceCall& call, const GemmConfigs& configs, float* absmax) {
-  if (!call.layer.shared) return SharedExpert{};
+  if (!call.layer.shared || call.batch.num_tokens == 0) return SharedExpert{};
   const DeviceMlp& mlp = *call.layer.shared;
   const int64_t num_tokens = call.batch.num_tokens;
   const bool beside = runs_beside(call);

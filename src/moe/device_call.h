@@ -25,7 +25,9 @@ struct DeviceCall {
 // Shapes and rules of a layer; its batch's pointers.
 Status check_experts_of_rule(const DeviceMoeLayer& layer);
 Status check_shared(const DeviceMoeLayer& layer);
-Status check_batch(const DeviceMoeLayer& layer, const DeviceBatch& batch);
+Status check_batch(const DeviceBatch& batch);
+// Expected rows over the experts that are here.
+int64_t expected_rows(const DeviceMoeLayer& layer, int64_t num_tokens);
 
 struct DeviceRoutes {
   const int32_t* ids = nullptr;

@@ -5,8 +5,6 @@
 // side stream hands its rows over and gets them back), and the sum after the combine.
 #include "moe/device_layer.h"
 
-#include <algorithm>
-
 #include "moe/device_call.h"
 #include "moe/device_check.h"
 #include "parallel/device_communicator.h"
@@ -16,14 +14,6 @@ namespace {
 
 using device::HandOver;
 using kernels::TileList;
-
-// Expected rows over the experts that are here.
-int64_t expected_rows(const DeviceMoeLayer& layer, int64_t num_tokens) {
-  const int64_t routes = num_tokens * layer.rule.top_k;
-  if (layer.expert_map == nullptr) return routes;
-  const int64_t here = layer.experts.gate_up.num_experts;
-  return std::min(routes, (routes * here + layer.rule.num_experts - 1) / layer.rule.num_experts);
-}
 
 // The routed experts up to h.
 MlpCall enqueue_experts(const DeviceCall& call, const DeviceRoutes& routes, const GemmConfigs& configs, float* absmax) {
@@ -110,7 +100,9 @@ Status run_device_layer(const kernels::DeviceTable& table, const DeviceMoeLayer&
   QD_TRY_STATUS(can_run(layer, batch.num_tokens));
   QD_TRY_STATUS(check_streams(streams, layer.shared.has_value()));
   if (batch.num_tokens == 0) return {};
-  QD_TRY_STATUS(check_batch(layer, batch));
+  QD_TRY_STATUS(check_batch(batch));
+  QD_TRY_STATUS(check_mlp_memory(layer.experts, "experts"));
+  if (layer.shared) QD_TRY_STATUS(check_mlp_memory(*layer.shared, "shared expert"));
   DeviceCall call{table,
                   layer,
                   batch,

@@ -125,7 +125,7 @@ void enqueue_up(const MlpCall& call, float* absmax, const int32_t* num_rows_ther
   call.table.row_absmax({call.input.num_rows, mlp.width, num_rows_there, hidden, absmax}, call.stream);
 }
 
-void* enqueue_down(const MlpCall& call, const float* absmax, uint16_t* rows) {
+void* enqueue_down(const MlpCall& call, const float* absmax, void* rows) {
   const DeviceMlp& mlp = call.mlp;
   const device::Stream stream = call.stream;
   kernels::QuantizeListed quantize;

@@ -55,8 +55,8 @@ struct MlpCall {
 void enqueue_up(const MlpCall& call, float* absmax = nullptr, const int32_t* num_rows_there = nullptr);
 
 // Quantisation with the given absmax of whole rows (null: with the rows' own), GEMM2. Returns the rows [num_rows,
-// hidden]: bf16 in `rows` (null: in the workspace); with tensor-parallel ranks partial rows in fp32 in the workspace.
-void* enqueue_down(const MlpCall& call, const float* absmax = nullptr, uint16_t* rows = nullptr);
+// hidden] in `rows` (null: in the workspace): bf16; with tensor-parallel ranks partial rows in fp32.
+void* enqueue_down(const MlpCall& call, const float* absmax = nullptr, void* rows = nullptr);
 
 // One row-parallel product: partial rows in fp32 and the bias from rank 0 where there are tensor-parallel ranks.
 void set_row_parallel(const DeviceRanks& ranks, kernels::DeviceW4A8Gemm* gemm);

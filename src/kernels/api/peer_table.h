@@ -12,6 +12,11 @@ namespace quadrille::kernels {
 struct PeerTable {
   void (*one_shot_reduce)(const OneShotReduce&, device::Stream);
   void (*barrier)(const PeerBarrier&, device::Stream);
+  void (*pack_tokens)(const PackTokens&, device::Stream);
+  void (*local_routes)(const LocalRoutes&, device::Stream);
+  void (*place_tokens)(const PlaceTokens&, device::Stream);
+  void (*return_rows)(const ReturnRows&, device::Stream);
+  void (*combine_ranks)(const CombineRanks&, device::Stream);
   // Has the thread's GPU load the code of all of these: loading at the first launch may wait for a running kernel,
   // which may wait for the rank that loads.
   Status (*load)();

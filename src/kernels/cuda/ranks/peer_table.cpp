@@ -11,7 +11,11 @@ namespace {
 
 // Asking for a kernel's attributes loads its code on the thread's GPU.
 Status load_all() {
-  for (const void* kernel : cuda::one_shot_kernels()) {
+  std::vector<const void*> kernels = cuda::one_shot_kernels();
+  for (const auto& more : {cuda::expert_rows_kernels(), cuda::combine_ranks_kernels()}) {
+    kernels.insert(kernels.end(), more.begin(), more.end());
+  }
+  for (const void* kernel : kernels) {
     cudaFuncAttributes attributes{};
     const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
     if (error == cudaSuccess) continue;
@@ -24,6 +28,11 @@ Status load_all() {
 const PeerTable kPeerTable = {
     .one_shot_reduce = cuda::one_shot_reduce,
     .barrier = cuda::peer_barrier,
+    .pack_tokens = cuda::pack_tokens,
+    .local_routes = cuda::local_routes,
+    .place_tokens = cuda::place_tokens,
+    .return_rows = cuda::return_rows,
+    .combine_ranks = cuda::combine_ranks,
     .load = load_all,
 };
 
