@@ -29,6 +29,7 @@ struct ModelOptions {
   bool quiet = false;
   int tp = 1;  // ranks (ranks.h)
   std::string split_scales = "agreed";
+  int rank_timeout = 60;                    // seconds until all processes of a launch have come
   parallel::Communicator* ranks = nullptr;  // of this rank, set by run_on_ranks(); null: one rank
 
   kernels::Numerics numerics_value() const;

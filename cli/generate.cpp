@@ -31,11 +31,17 @@ bool was_stopped(const Error& error) {
   return error.code == ErrorCode::kCancelled && interrupted();
 }
 
+// The load is over: a rank that waits for the others before its first step has nothing left of it.
+void begin_prefill(parallel::Communicator* ranks) {
+  if (ranks != nullptr) ranks->set_phase(parallel::Phase::kPrefill);
+}
+
 }  // namespace
 
 Result<Answer> generate(engine::Engine& engine, engine::Request request, const TextSink& sink,
                         parallel::Communicator* ranks) {
   QD_TRY(const engine::RequestId id, engine.submit(std::move(request)));
+  begin_prefill(ranks);
   Answer answer;
   bool is_cancelled = false, has_reader = true;
   while (answer.finish == FinishReason::kNone) {
@@ -67,6 +73,7 @@ Status generate_all(engine::Engine& engine, std::vector<engine::Request> request
   std::map<engine::RequestId, Running> running;
   size_t next = 0;
   bool stopping = false, wants_more = true;
+  begin_prefill(ranks);
   while (true) {
     stopping = stopping || any_rank(ranks, interrupted() || !wants_more);
     if (stopping) {

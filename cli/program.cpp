@@ -42,8 +42,8 @@ int report(Console& console, const Status& status) {
   const Status written = console.finish();
   if (!status && !(console.closed() && status.error().code == ErrorCode::kCancelled)) {
     console.error(status.error().message);
-    const bool stopped = status.error().code == ErrorCode::kCancelled && interrupted();
-    return stopped ? kExitInterrupted : kExitFailure;
+    // Also where the signal shows as another error: a call that it interrupted, a rank that ended because of it.
+    return interrupted() ? kExitInterrupted : kExitFailure;
   }
   if (!written) {
     console.error(written.error().message);

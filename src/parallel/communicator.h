@@ -65,6 +65,7 @@ class Communicator {
 
   // What this rank is doing from now on; peers name it when this rank is lost. Cheap when nothing changes.
   virtual void set_phase(Phase phase) = 0;
+  virtual Phase phase() const = 0;
   // Collective: the orderly end. No collective after it. A communicator (one that was not split off) that is destroyed
   // without it counts as a lost rank.
   Status leave();

@@ -9,6 +9,7 @@ class Single final : public Communicator {
   Single() : Communicator(0, 1, std::make_shared<LossState>()) {}
   const char* body() const override { return "single"; }
   void set_phase(Phase phase) override { phase_ = phase; }
+  Phase phase() const override { return phase_; }
   void fail(const std::string& why) override { loss()->declare({0, phase_, why}); }
 
  protected:

@@ -7,12 +7,13 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <exception>
 #include <numeric>
+#include <system_error>
 #include <thread>
 #include <utility>
 
 #include "core/check.h"
+#include "parallel/run_rank.h"
 #include "parallel/thread_meeting.h"
 
 namespace quadrille::parallel {
@@ -66,9 +67,8 @@ class ThreadCommunicator final : public Communicator {
 
   const char* body() const override { return "threads"; }
   void set_phase(Phase phase) override { phase_of(own_).store(phase, std::memory_order_relaxed); }
-  void fail(const std::string& why) override {
-    loss()->declare({group_->world[own_], phase_of(own_).load(std::memory_order_relaxed), why});
-  }
+  Phase phase() const override { return phase_of(own_).load(std::memory_order_relaxed); }
+  void fail(const std::string& why) override { loss()->declare({group_->world[own_], phase(), why}); }
 
  protected:
   Status exchange(Collective what, std::span<const Bytes> send, std::span<const WritableBytes> recv) override {
@@ -91,7 +91,9 @@ class ThreadCommunicator final : public Communicator {
   }
 
  private:
-  std::atomic<Phase>& phase_of(size_t rank) { return (*group_->phases)[static_cast<size_t>(group_->world[rank])]; }
+  std::atomic<Phase>& phase_of(size_t rank) const {
+    return (*group_->phases)[static_cast<size_t>(group_->world[rank])];
+  }
   void post(Collective what, std::span<const Bytes> send);
   // Whether what the others posted fits `recv` (sizes only).
   Status check_posts(Collective what, std::span<const WritableBytes> recv);
@@ -206,44 +208,28 @@ std::vector<std::unique_ptr<Communicator>> thread_communicators(int size) {
   return all;
 }
 
-namespace {
-
-// One rank's thread: body, then the orderly end; whatever goes wrong is told to the others.
-Status run_rank(Communicator& communicator, const std::function<Status(Communicator&)>& body) {
-  Status done;
-  try {
-    done = body(communicator);
-    if (done) done = communicator.leave();
-  } catch (const std::exception& thrown) {
-    done = make_error(ErrorCode::kCancelled, "rank {}: {}", communicator.rank(), thrown.what());
-    communicator.fail(thrown.what());
-    return done;
-  } catch (...) {
-    communicator.fail("an exception of an unknown type");
-    return make_error(ErrorCode::kCancelled, "rank {}: an exception of an unknown type", communicator.rank());
-  }
-  if (done) return done;
-  communicator.fail(done.error().message);
-  return done.error().in(fmt::format("rank {}", communicator.rank()));
-}
-
-}  // namespace
-
 Status run_rank_threads(int size, const std::function<Status(Communicator&)>& body,
                         const LossState::Callback& on_lost) {
   auto communicators = thread_communicators(size);
   const std::shared_ptr<LossState> loss = communicators[0]->loss();
   if (on_lost) loss->on_lost(on_lost);
   std::vector<Status> done(communicators.size());
+  const auto live = [&](size_t r) {
+    done[r] = run_rank(*communicators[r], {body, {}, {}});
+    // After a failure the others are told already; after leave() nothing is left to tell.
+    communicators[r].reset();
+  };
   {
     std::vector<std::jthread> threads;
-    for (size_t r = 0; r < communicators.size(); ++r) {
-      threads.emplace_back([&, r] {
-        done[r] = run_rank(*communicators[r], body);
-        // After a failure the others are told already; after leave() nothing is left to tell.
-        communicators[r].reset();
-      });
+    try {
+      for (size_t r = 1; r < communicators.size(); ++r) threads.emplace_back(live, r);
+    } catch (const std::system_error& refused) {
+      const size_t r = threads.size() + 1;
+      done[r] = make_error(ErrorCode::kCapacity, "no thread for rank {} of {}: {}", r, size, refused.what());
+      communicators[r]->fail(done[r].error().message);
     }
+    // On the thread of the caller: signals come to the main thread, and interrupt what rank 0 reads.
+    live(0);
   }
   if (const auto lost = loss->get(); lost && !done[static_cast<size_t>(lost->rank)]) {
     return done[static_cast<size_t>(lost->rank)];

@@ -2,6 +2,7 @@
 #include "parallel/watch.h"
 
 #include <poll.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -41,7 +42,12 @@ Watch::Watch(int rank, std::vector<Socket> peers, std::shared_ptr<LossState> los
     Peer& peer = peers_.emplace_back();
     peer.socket = std::move(socket);
   }
+  // The thread takes no signals: a handler of the program never runs on it, so it notices losses while one does.
+  sigset_t all, before;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
   thread_ = std::jthread([this](const std::stop_token& stop) { listen(stop); });
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 Watch::~Watch() {

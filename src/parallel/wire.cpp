@@ -36,6 +36,7 @@ class WireCommunicator final : public Communicator {
 
   const char* body() const override { return process_->wire->name(); }
   void set_phase(Phase phase) override { process_->watch->set_phase(phase); }
+  Phase phase() const override { return process_->watch->phase(); }
   void fail(const std::string& why) override {
     process_->watch->declare({process_->rank, process_->watch->phase(), why});
   }

@@ -17,13 +17,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-struct Running {
-  pid_t pid = -1;
-  std::string output_file;
-  bool ended = false;
-  Outcome outcome;
-};
-
 bool is_launcher_variable(const std::string& name) {
   for (const char* prefix : {"OMPI_", "PMIX_", "SLURM_", "TORCHELASTIC_", "MASTER_"}) {
     if (name.starts_with(prefix)) return true;
@@ -42,10 +35,18 @@ std::vector<std::string> environment_of(const Command& command) {
   return all;
 }
 
-Running start(const Command& command) {
+std::string text_of(const std::string& file) {
+  std::stringstream text;
+  text << std::ifstream(file).rdbuf();
+  return text.str();
+}
+
+}  // namespace
+
+Processes::Running Processes::start(const Command& command) {
   Running running;
   char name[] = "/tmp/quadrille_ranks_XXXXXX";
-  const int file = ::mkostemp(name, O_CLOEXEC);
+  const int file = ::mkostemp(name, O_CLOEXEC | O_APPEND);
   running.output_file = name;
   const std::vector<std::string> environment = environment_of(command);
   std::vector<char*> arguments, variables;
@@ -56,6 +57,7 @@ Running start(const Command& command) {
   running.pid = ::fork();
   if (running.pid == 0) {
     ::setpgid(0, 0);  // so that the limit reaches what it starts, too
+    ::dup2(::open("/dev/null", O_RDONLY), STDIN_FILENO);
     ::dup2(file, STDOUT_FILENO);
     ::dup2(file, STDERR_FILENO);
     ::execvpe(arguments[0], arguments.data(), variables.data());
@@ -65,40 +67,72 @@ Running start(const Command& command) {
   return running;
 }
 
-void finish(Running& running, int status, Clock::time_point begin) {
+Processes::Processes(const std::vector<Command>& commands) : begin_(Clock::now()) {
+  for (const Command& command : commands) all_.push_back(start(command));
+}
+
+Processes::~Processes() {
+  for (Running& running : all_) {
+    if (running.ended) continue;
+    ::kill(-running.pid, SIGKILL);
+    int status = 0;
+    ::waitpid(running.pid, &status, 0);
+    std::remove(running.output_file.c_str());
+  }
+}
+
+std::string Processes::output(size_t i) const {
+  const Running& running = all_[i];
+  return running.ended ? running.outcome.output : text_of(running.output_file);
+}
+
+void Processes::signal(size_t i, int number) const {
+  if (!all_[i].ended) ::kill(all_[i].pid, number);
+}
+
+double Processes::seconds() const {
+  return std::chrono::duration<double>(Clock::now() - begin_).count();
+}
+
+bool Processes::wait_until(const std::function<bool()>& there, std::chrono::seconds limit) {
+  const auto end = Clock::now() + limit;
+  while (!there()) {
+    if (Clock::now() > end) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  return true;
+}
+
+void Processes::end(Running& running, int status) const {
   running.ended = true;
   running.outcome.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  running.outcome.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-  std::stringstream text;
-  text << std::ifstream(running.output_file).rdbuf();
-  running.outcome.output = text.str();
+  running.outcome.seconds = seconds();
+  running.outcome.output = text_of(running.output_file);
   std::remove(running.output_file.c_str());
 }
 
-}  // namespace
-
-std::vector<Outcome> run_together(const std::vector<Command>& commands, std::chrono::seconds limit) {
-  const auto begin = Clock::now();
-  std::vector<Running> all;
-  for (const Command& command : commands) all.push_back(start(command));
-  size_t left = all.size();
+std::vector<Outcome> Processes::finish(std::chrono::seconds limit) {
+  const auto last = Clock::now() + limit;
+  size_t left = all_.size();
   while (left > 0) {
-    for (Running& running : all) {
+    left = 0;
+    for (Running& running : all_) {
       int status = 0;
-      if (running.ended || ::waitpid(running.pid, &status, WNOHANG) != running.pid) continue;
-      finish(running, status, begin);
-      --left;
-    }
-    for (Running& running : all) {
-      if (running.ended || running.outcome.timed_out || Clock::now() - begin < limit) continue;
+      if (!running.ended && ::waitpid(running.pid, &status, WNOHANG) == running.pid) end(running, status);
+      left += running.ended ? 0 : 1;
+      if (running.ended || running.outcome.timed_out || Clock::now() < last) continue;
       running.outcome.timed_out = true;
       ::kill(-running.pid, SIGKILL);
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    if (left > 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   std::vector<Outcome> outcomes;
-  for (Running& running : all) outcomes.push_back(std::move(running.outcome));
+  for (const Running& running : all_) outcomes.push_back(running.outcome);
   return outcomes;
+}
+
+std::vector<Outcome> run_together(const std::vector<Command>& commands, std::chrono::seconds limit) {
+  return Processes(commands).finish(limit);
 }
 
 bool on_path(const std::string& program) {

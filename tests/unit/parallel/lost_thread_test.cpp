@@ -52,7 +52,8 @@ TEST(LostThread, EndsEveryOtherRankInEachPhase) {
         const Status done = run_until_lost(4, 2, phase, how, floats, ends);
         EXPECT_LT(Clock::now() - begin, std::chrono::seconds(5));
         ASSERT_FALSE(done);
-        EXPECT_TRUE(done.error().message.starts_with("rank 2: ")) << done.error().message;
+        EXPECT_TRUE(done.error().message.starts_with(fmt::format("rank 2 in phase {}: ", phase_name(phase))))
+            << done.error().message;
         for (const int r : {0, 1, 3}) {
           const Status& end = ends[static_cast<size_t>(r)];
           ASSERT_FALSE(end);
