@@ -29,5 +29,6 @@ void add_version(CLI::App& program, std::vector<Command>& commands);
 void add_logits(CLI::App& program, std::vector<Command>& commands);
 void add_tokenizer_commands(CLI::App& program, std::vector<Command>& commands);  // tokenize, detokenize, template
 void add_layer(CLI::App& program, std::vector<Command>& commands);
+void add_verify(CLI::App& program, std::vector<Command>& commands);
 
 }  // namespace quadrille::cli

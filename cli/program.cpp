@@ -20,6 +20,7 @@ void add_all(CLI::App& program, std::vector<Command>& commands) {
   add_logits(program, commands);
   add_tokenizer_commands(program, commands);
   add_layer(program, commands);
+  add_verify(program, commands);
   add_version(program, commands);
 }
 

@@ -10,6 +10,7 @@
 
 #include "core/result.h"
 #include "kernels/api/problems.h"
+#include "layout/shard_plan.h"
 #include "model/config.h"
 #include "model/forward.h"
 #include "model/observer.h"
@@ -35,6 +36,12 @@ class AnyModel : public Forward {
   virtual MemoryUse memory() const = 0;
   // Notes of the load that a report should carry ("rounded 3 scales, largest relative error 1.9e-3").
   virtual const std::vector<std::string>& notes() const = 0;
+
+  // What each tensor-parallel rank holds, in rank order; empty: one rank.
+  virtual const std::vector<layout::ModelShard>& shards() const {
+    static const std::vector<layout::ModelShard> none;
+    return none;
+  }
 
   // Null: none. Must outlive its use.
   virtual void set_observer(StepObserver* observer) = 0;

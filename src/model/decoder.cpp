@@ -174,16 +174,14 @@ Status Decoder::run_moe(int64_t layer, const moe::MoeLayer& moe, const float* x,
   int32_t* ids = scratch_.take<int32_t>(num_tokens * top_k);
   float* weights = scratch_.take<float>(num_tokens * top_k);
   moe::route(moe, x, num_tokens, execution_, logits, ids, weights);
+  if (observer_ != nullptr) observer_->router(layer, logits, ids, weights, num_tokens, num_experts, top_k);
   if (moe.placement != nullptr && execution_.is_spread()) {
     QD_TRY_STATUS(run_own_tokens(moe, x, num_tokens, {ids, weights}, out));
   } else {
     ModuleStages stages(observer_, layer, Module::kExperts);
     QD_TRY_STATUS(moe::run_layer(moe, x, num_tokens, {ids, weights}, execution_, out, stages.get()));
   }
-  if (observer_ != nullptr) {
-    observer_->router(layer, logits, ids, weights, num_tokens, num_experts, top_k);
-    observer_->moe_block(layer, x, out, num_tokens, config_.hidden_size);
-  }
+  if (observer_ != nullptr) observer_->moe_block(layer, x, out, num_tokens, config_.hidden_size);
   return {};
 }
 

@@ -16,7 +16,6 @@
 #include "core/result.h"
 #include "core/thread_pool.h"
 #include "kernels/api/table.h"
-#include "layout/shard_plan.h"
 #include "model/any_model.h"
 #include "model/description.h"
 #include "model/expert_move.h"
@@ -100,8 +99,7 @@ class Model final : public AnyModel {
   std::string backend() const override { return table().name; }
   MemoryUse memory() const override;
   const std::vector<std::string>& notes() const override;
-  // What each tensor-parallel rank holds, in rank order; empty: one rank.
-  const std::vector<layout::ModelShard>& shards() const;
+  const std::vector<layout::ModelShard>& shards() const override;
 
   void set_observer(StepObserver* observer) override;
   Status run_moe_block(int64_t layer, std::span<const float> x, int64_t num_tokens, std::span<float> out) override;
