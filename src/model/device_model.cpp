@@ -27,6 +27,7 @@ using device::OwnedStream;
 
 Status check_options(const LoadOptions& options, const DeviceOptions& device) {
   if (options.pool == nullptr) return make_error(ErrorCode::kInvalidArgument, "model: a thread pool is needed");
+  if (device.table == nullptr) return make_error(ErrorCode::kInvalidArgument, "model: a table of kernels is needed");
   if (options.rounding == kernels::Rounding::kF32) {
     return make_error(ErrorCode::kUnsupported,
                       "a GPU computes in round bf16, found '--round f32': leave it out, or run with '--device cpu'");
@@ -103,7 +104,7 @@ struct DeviceModel::Impl {
   static Result<std::unique_ptr<Impl>> create(const LoadOptions& options, const DeviceOptions& device) {
     auto impl = std::make_unique<Impl>();
     QD_TRY_STATUS(check_options(options, device));
-    QD_TRY(impl->table, kernels::device_table());
+    impl->table = device.table;
     QD_TRY_STATUS(device::available(device.ordinal));
     QD_TRY_STATUS(device::use(device.ordinal));
     impl->options = options;
@@ -138,8 +139,7 @@ struct DeviceModel::Impl {
     request.page_bytes = page_bytes();
     request.cache_pages = options.cache_pages;
     request.cache_bytes = options.cache_bytes;
-    const int64_t wanted = std::min(options.default_positions, max_positions);
-    request.default_pages = (wanted + kPagePositions - 1) / kPagePositions;
+    request.default_pages = (options.default_positions + kPagePositions - 1) / kPagePositions;
     QD_TRY(const device::Properties properties, device::properties(device.ordinal));
     QD_TRY(plan, plan_device_memory(request, device.gpu_memory, properties.free_bytes, properties.total_bytes));
     return {};

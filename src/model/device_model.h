@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/result.h"
+#include "kernels/api/device_table.h"
 #include "model/any_model.h"
 #include "model/async_forward.h"
 #include "model/device_memory_plan.h"
@@ -17,6 +18,7 @@
 namespace quadrille::model {
 
 struct DeviceOptions {
+  const kernels::DeviceTable* table = nullptr;  // kernels::device_table(); nothing here links the kernels
   int ordinal = 0;
   GpuMemoryLimit gpu_memory;
   // A step that asks for more runs in pieces: no bit changes.
