@@ -28,9 +28,13 @@ struct ModelOptions {
   int64_t cache_tokens = 0;  // 0: what the command needs
   bool quiet = false;
   int tp = 1;  // ranks (ranks.h)
+  int ep = 1;
   std::string split_scales = "agreed";
   int rank_timeout = 60;                    // seconds until all processes of a launch have come
   parallel::Communicator* ranks = nullptr;  // of this rank, set by run_on_ranks(); null: one rank
+  // The rows and columns of a grid with expert ranks (rank_grid.h); null: there are none, `ranks` are tensor-parallel.
+  parallel::Communicator* tensor_ranks = nullptr;
+  parallel::Communicator* expert_ranks = nullptr;
 
   kernels::Numerics numerics_value() const;
   kernels::Rounding rounding_value() const;

@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/eval_accuracy.h"
 #include "cli/json_output.h"
+#include "cli/rank_grid.h"
 #include "cli/ranks.h"
 #include "cli/signals.h"
 
@@ -52,6 +53,7 @@ void add_eval(CLI::App& program, std::vector<Command>& commands) {
       ->type_name("");
   add_model_options(*app, options->model);
   add_rank_options(*app, options->model);
+  add_grid_options(*app, options->model);
   app->add_option("--data", options->data, "JSONL in the published layout; perplexity: text, or JSONL with 'text'")
       ->required()
       ->type_name("FILE");

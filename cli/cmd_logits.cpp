@@ -9,6 +9,7 @@
 #include "cli/commands.h"
 #include "cli/load_model.h"
 #include "cli/progress.h"
+#include "cli/rank_grid.h"
 #include "cli/ranks.h"
 #include "cli/signals.h"
 #include "formats/json.h"
@@ -146,6 +147,7 @@ void add_logits(CLI::App& program, std::vector<Command>& commands) {
   auto options = std::make_shared<LogitsOptions>();
   add_model_options(*app, options->model);
   add_rank_options(*app, options->model);
+  add_grid_options(*app, options->model);
   app->add_option("--ids", options->ids, "JSON: {\"sequences\": [[id, ...], ...]}")->required()->type_name("FILE");
   app->add_option("--out", options->out, "safetensors: logits.I, F32 [tokens, vocabulary]")
       ->required()

@@ -13,6 +13,7 @@
 #include "cli/json_output.h"
 #include "cli/line_reader.h"
 #include "cli/load_model.h"
+#include "cli/rank_grid.h"
 #include "cli/ranks.h"
 #include "cli/signals.h"
 #include "cli/text_model.h"
@@ -179,6 +180,7 @@ void add_run(CLI::App& program, std::vector<Command>& commands) {
   auto options = std::make_shared<RunOptions>();
   add_model_options(*app, options->model);
   add_rank_options(*app, options->model);
+  add_grid_options(*app, options->model);
   auto* prompt = app->add_option("PROMPT", options->prompt, "The prompt; stdin when there is none")->type_name("");
   auto* file = app->add_option("--prompt-file", options->prompt_file, "Read the prompt from FILE ('-': stdin)")
                    ->type_name("FILE")

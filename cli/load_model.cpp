@@ -31,7 +31,8 @@ Result<model::LoadOptions> make_load_options(Console& console, const ModelOption
   load.run_weight_only_as_fp8 = options.activations == "fp8";
   load.round_scales = options.scales == "round";
   load.cache_pages = (options.cache_tokens + model::kPagePositions - 1) / model::kPagePositions;
-  load.ranks = options.ranks;
+  load.ranks = options.expert_ranks == nullptr ? options.ranks : options.tensor_ranks;
+  load.expert_ranks = options.expert_ranks;
   load.split_scale = options.split_scales == "local" ? moe::SplitScale::kLocal : moe::SplitScale::kAgreed;
   load.log = console.log_sink();
   load.cancel = interrupt_flag();
@@ -73,6 +74,7 @@ nlohmann::json settings_json(const LoadedModel& loaded, const ModelOptions& opti
           {"kernels", loaded.model->table().name},
           {"threads", loaded.pool->num_threads()},
           {"tp", options.tp},
+          {"ep", options.ep},
           {"seed", options.seed},
           {"notes", loaded.model->notes()}};
 }

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "cli/program.h"
+#include "cli/rank_grid.h"
 #include "cli/signals.h"
 #include "core/topology.h"
 #include "layout/shard_plan.h"
@@ -44,16 +45,17 @@ Status run_threads(Console& console, const ModelOptions& options, const RankBody
   const int threads = options.threads > 0 ? options.threads : usable_cores();
   const auto run = [&](parallel::Communicator& communicator) {
     ModelOptions own = options;
-    own.ranks = &communicator;
-    own.threads = std::max(1, threads / options.tp);
-    if (communicator.rank() == 0) return body(console, own);
-    Console silent;
-    silent.mute();
-    return body(silent, own);
+    own.threads = std::max(1, threads / num_ranks(options));
+    return run_in_grid(communicator, own, [&](const ModelOptions& in_grid) {
+      if (communicator.rank() == 0) return body(console, in_grid);
+      Console silent;
+      silent.mute();
+      return body(silent, in_grid);
+    });
   };
   // Ranks in collectives come back at once; one that is blocked elsewhere must not keep the process.
   std::jthread limit;
-  return parallel::run_rank_threads(options.tp, run, [&limit](const parallel::LostRank& lost) {
+  return parallel::run_rank_threads(num_ranks(options), run, [&limit](const parallel::LostRank& lost) {
     limit = std::jthread([lost](const std::stop_token& stop) {
       std::mutex mutex;
       std::condition_variable_any ended;
@@ -109,11 +111,8 @@ Status run_process(Console& console, const ModelOptions& options, const parallel
   show(communicator.get());
   parallel::RankRun run;
   run.body = [&](parallel::Communicator& ranks) {
-    ModelOptions own = options;
-    own.tp = launch.size;
-    own.ranks = &ranks;
     if (launch.rank != 0) console.mute();
-    return body(console, own);
+    return run_in_grid(ranks, options, [&](const ModelOptions& in_grid) { return body(console, in_grid); });
   };
   run.before_fail = [&process] { process->ends_by_itself.store(true); };
   run.is_shared = [](const Error& error) { return error.code == ErrorCode::kCancelled && agreed_to_stop(); };
@@ -143,13 +142,9 @@ void add_rank_options(CLI::App& app, ModelOptions& options) {
 
 Status run_on_ranks(Console& console, const ModelOptions& options, const RankBody& body) {
   QD_TRY(const parallel::Launch launch, parallel::detect_launch());
-  if (launch.size == 1) return options.tp == 1 ? body(console, options) : run_threads(console, options, body);
-  if (options.tp != 1 && options.tp != launch.size) {
-    return make_error(ErrorCode::kInvalidArgument,
-                      "--tp {}: {} started {} processes, and each is one rank; leave --tp out, or say --tp {}",
-                      options.tp, parallel::launcher_name(launch.launcher), launch.size, launch.size);
-  }
-  return run_process(console, options, launch, body);
+  if (launch.size == 1) return num_ranks(options) == 1 ? body(console, options) : run_threads(console, options, body);
+  QD_TRY(const ModelOptions fitted, fit_launch(options, launch));
+  return run_process(console, fitted, launch, body);
 }
 
 bool any_rank(parallel::Communicator* ranks, bool mine) {

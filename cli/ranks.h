@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tensor-parallel ranks of a command: threads of this process (--tp N), or processes that mpirun, torchrun or Slurm
+// The ranks of a command: threads of this process (--tp M, --ep N), or processes that mpirun, torchrun or Slurm
 // started with the same command. Every rank runs the command's body over its shard; rank 0 alone writes.
 #pragma once
 
@@ -18,7 +18,7 @@ void add_rank_options(CLI::App& app, ModelOptions& options);
 
 // Runs `body` on every rank of this process, with a console (mute on ranks above 0) and options whose `ranks` is the
 // rank's communicator (null: one rank) and whose threads are its share. Errors: those of the body, in front the rank
-// and its phase; kInvalidArgument when --tp is not the number of processes of the launch; those of the
+// and its phase; kInvalidArgument when --tp times --ep is not the number of processes of the launch; those of the
 // rendezvous. In a launch of several processes a lost rank ends this process with a line that names it, also while the
 // body is blocked; so does a stop signal that the body does not answer in time. With threads the process ends at the
 // latest five seconds after the first rank failed.
