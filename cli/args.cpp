@@ -2,6 +2,7 @@
 // Declares the shared options; values out of range are refused here, before any file is opened.
 #include "cli/args.h"
 
+#include "core/result.h"
 #include "kernels/api/registry.h"
 
 namespace quadrille::cli {
@@ -13,6 +14,24 @@ kernels::Numerics ModelOptions::numerics_value() const {
 kernels::Rounding ModelOptions::rounding_value() const {
   return rounding == "f32" ? kernels::Rounding::kF32 : kernels::Rounding::kBf16;
 }
+
+int ModelOptions::gpu_ordinal() const {
+  const size_t colon = device.find(':');
+  return colon == std::string::npos ? 0 : std::stoi(device.substr(colon + 1));
+}
+
+namespace {
+
+// "" where `text` names a device.
+std::string check_device(const std::string& text) {
+  if (text == "cpu" || text == "cuda") return "";
+  const std::string number = text.starts_with("cuda:") ? text.substr(5) : "";
+  const bool is_number =
+      !number.empty() && number.size() <= 3 && number.find_first_not_of("0123456789") == std::string::npos;
+  return is_number ? "" : fmt::format("'{}': expected cpu, cuda or cuda:N", text);
+}
+
+}  // namespace
 
 const char* numerics_name(kernels::Numerics numerics) {
   return numerics == kernels::Numerics::kVllm ? "vllm" : "exact";
@@ -52,6 +71,13 @@ void add_model_options(CLI::App& app, ModelOptions& options) {
   app.add_option("--cache-tokens", options.cache_tokens, "Positions of the KV cache; 0: what the command needs")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 32))
       ->capture_default_str();
+  app.add_option("--device", options.device, "Where the model computes: cpu, cuda (the first GPU) or cuda:N")
+      ->check(CLI::Validator(check_device, "cpu|cuda[:N]"))
+      ->capture_default_str();
+  app.add_option("--gpu-memory", options.gpu_memory,
+                 "Most of the GPU's memory to use: bytes (20G, 512MiB) or a share of it (0.8); all that is free when "
+                 "not given")
+      ->type_name("BYTES|SHARE");
   app.add_flag("-q,--quiet", options.quiet, "No progress and no statistics on stderr");
 }
 

@@ -27,7 +27,9 @@ struct ModelOptions {
   std::string scales = "keep";
   int64_t cache_tokens = 0;  // 0: what the command needs
   bool quiet = false;
-  int tp = 1;  // ranks (ranks.h)
+  std::string device = "cpu";  // or "cuda", "cuda:N"
+  std::string gpu_memory;      // "": all that is free (model/device_memory_plan.h)
+  int tp = 1;                  // ranks (ranks.h)
   int ep = 1;
   std::string split_scales = "agreed";
   int rank_timeout = 60;                    // seconds until all processes of a launch have come
@@ -38,6 +40,8 @@ struct ModelOptions {
 
   kernels::Numerics numerics_value() const;
   kernels::Rounding rounding_value() const;
+  bool on_gpu() const { return device != "cpu"; }
+  int gpu_ordinal() const;  // where on_gpu()
 };
 
 // Adds MODEL and the options of ModelOptions. `options` must outlive the parse.

@@ -16,7 +16,7 @@ namespace {
 
 class OneSequence {
  public:
-  OneSequence(model::Model& model, uint64_t seed)
+  OneSequence(model::AnyModel& model, uint64_t seed)
       : model_(model), random_(seed), pages_(static_cast<size_t>(model.num_pages())) {
     std::iota(pages_.begin(), pages_.end(), 0);
     logits_.resize(static_cast<size_t>(model.vocab_size()));
@@ -42,7 +42,7 @@ class OneSequence {
   }
 
  private:
-  model::Model& model_;
+  model::AnyModel& model_;
   std::mt19937_64 random_;
   std::vector<int32_t> pages_;
   std::vector<float> logits_;
@@ -64,7 +64,7 @@ int64_t bench_positions(const BenchPlan& plan) {
   return plan.prefill_tokens + plan.decode_tokens;
 }
 
-Result<BenchResult> measure(model::Model& model, ThreadPool& pool, const BenchPlan& plan,
+Result<BenchResult> measure(model::AnyModel& model, ThreadPool& pool, const BenchPlan& plan,
                             const std::function<void(int64_t done, int64_t total)>& progress) {
   const int64_t bytes_a_value = model.rounding() == kernels::Rounding::kF32 ? 4 : 2;
   BenchResult result;
@@ -75,7 +75,7 @@ Result<BenchResult> measure(model::Model& model, ThreadPool& pool, const BenchPl
   result.prefill.work = prefill_flops(model.config(), plan.prefill_tokens);
   OneSequence sequence(model, plan.seed);
   bench::Ceilings ceilings(pool);
-  const bench::DotUnit unit = bench::dot_unit_of(model.table().name);
+  const bench::DotUnit unit = bench::dot_unit_of(model.backend());
   for (int64_t round = 0; round <= plan.rounds; ++round) {
     progress(round, plan.rounds + 1);
     if (round == 1) ceilings.clear();

@@ -10,7 +10,7 @@
 
 #include "core/result.h"
 #include "core/thread_pool.h"
-#include "model/model.h"
+#include "model/any_model.h"
 
 namespace quadrille::cli {
 
@@ -39,7 +39,7 @@ struct BenchResult {
 // Positions that the plan needs in the cache.
 int64_t bench_positions(const BenchPlan& plan);
 // One round more than asked for: the first only warms up. Errors of the model; kCancelled.
-Result<BenchResult> measure(model::Model& model, ThreadPool& pool, const BenchPlan& plan,
+Result<BenchResult> measure(model::AnyModel& model, ThreadPool& pool, const BenchPlan& plan,
                             const std::function<void(int64_t done, int64_t total)>& progress);
 
 }  // namespace quadrille::cli

@@ -4,6 +4,7 @@
 #include <memory>
 #include <thread>
 
+#include "cli/bench_gpu_report.h"
 #include "cli/bench_measure.h"
 #include "cli/bench_shapes.h"
 #include "cli/commands.h"
@@ -22,14 +23,32 @@ struct BenchOptions {
   int64_t layers = 0;
   std::string group_size = "128";
   bool as_json = false;
+  int64_t prefill = 0, decode = 0;  // 0: the default of the device
+  std::vector<int64_t> batches = {1, 64};
+  int64_t context = 1024;
 };
+
+GpuBenchOptions gpu_options(const BenchOptions& options) {
+  GpuBenchOptions gpu;
+  gpu.model = options.model;
+  gpu.shape = options.shape;
+  gpu.layers = options.layers;
+  gpu.group_size = options.group_size;
+  gpu.as_json = options.as_json;
+  gpu.plan.batches = options.batches;
+  gpu.plan.context = options.context;
+  if (options.prefill > 0) gpu.plan.prefill_tokens = options.prefill;
+  if (options.decode > 0) gpu.plan.decode_tokens = options.decode;
+  gpu.plan.rounds = options.plan.rounds;
+  gpu.plan.seed = options.model.seed;
+  return gpu;
+}
 
 Result<LoadedModel> make_random(Console& console, const BenchOptions& options, int64_t positions) {
   LoadedModel loaded;
   loaded.pool = std::make_unique<ThreadPool>(options.model.threads);
   QD_TRY(const model::ModelConfig config, bench_shape(options.shape, options.layers));
   QD_TRY(model::LoadOptions load, make_load_options(console, options.model, *loaded.pool));
-  loaded.table = load.table;
   load.default_positions = positions;
   load.max_positions = positions;
   Progress progress(console, "random weights", "bytes", options.model.quiet);
@@ -82,10 +101,13 @@ nlohmann::json series_json(const BenchSeries& series, int64_t tokens, const char
           {"samples_seconds", series.seconds}};
 }
 
-Status run_bench(Console& console, const BenchOptions& options) {
+Status run_bench(Console& console, BenchOptions options) {
   if (options.shape.empty() == options.model.folder.empty()) {
     throw CLI::ValidationError("bench", "give either a MODEL or --shape");
   }
+  if (options.model.on_gpu()) return run_gpu_bench(console, gpu_options(options));
+  if (options.prefill > 0) options.plan.prefill_tokens = options.prefill;
+  if (options.decode > 0) options.plan.decode_tokens = options.decode;
   const int64_t positions = bench_positions(options.plan);
   auto made =
       options.shape.empty() ? load_model(console, options.model, positions) : make_random(console, options, positions);
@@ -127,10 +149,15 @@ void add_bench(CLI::App& program, std::vector<Command>& commands) {
   app->add_option("--group-size", options->group_size, "Of the random weights")
       ->check(CLI::IsMember({"32", "64", "128", "channel"}))
       ->capture_default_str();
-  app->add_option("--prefill", options->plan.prefill_tokens, "Tokens of the prompt")
-      ->check(CLI::Range(1, 1 << 20))
+  app->add_option("--prefill", options->prefill, "Tokens of the prompt (default 256, on a GPU 4096)")
+      ->check(CLI::Range(1, 1 << 20));
+  app->add_option("--decode", options->decode, "Decode steps a round (default 16, on a GPU 32)")
+      ->check(CLI::Range(1, 1 << 20));
+  app->add_option("--batch", options->batches, "On a GPU: sequences that decode together, a row of the table each")
+      ->check(CLI::Range(1, 256))
+      ->delimiter(',')
       ->capture_default_str();
-  app->add_option("--decode", options->plan.decode_tokens, "Decode steps a round")
+  app->add_option("--context", options->context, "On a GPU: tokens in front of the decoded ones")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   app->add_option("--rounds", options->plan.rounds, "Measured rounds; one more warms up")

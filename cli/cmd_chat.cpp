@@ -27,7 +27,7 @@ struct ChatOptions {
 
 class Chat {
  public:
-  Chat(Console& console, const ChatOptions& options, const TextModel& text, model::Model& model)
+  Chat(Console& console, const ChatOptions& options, const TextModel& text, model::AnyModel& model)
       : console_(console),
         options_(options),
         text_(text),
@@ -90,7 +90,7 @@ class Chat {
   Console& console_;
   const ChatOptions& options_;
   const TextModel& text_;
-  model::Model& model_;
+  model::AnyModel& model_;
   engine::Engine engine_;
   std::vector<Message> messages_;
 };

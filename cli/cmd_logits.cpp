@@ -56,7 +56,7 @@ Result<Sequences> read_sequences(const std::string& path) {
   return sequences;
 }
 
-Status check_sequences(const std::string& path, const Sequences& sequences, const model::Model& model) {
+Status check_sequences(const std::string& path, const Sequences& sequences, const model::AnyModel& model) {
   const int64_t limit = std::min(model.max_positions(), model.num_pages() * model::kPagePositions);
   for (size_t i = 0; i < sequences.size(); ++i) {
     const auto length = static_cast<int64_t>(sequences[i].size());
@@ -77,7 +77,7 @@ Status check_sequences(const std::string& path, const Sequences& sequences, cons
 }
 
 // One sequence in chunks: its logits [tokens, vocab] are appended to tensor `name` (no writer: a rank above 0).
-Status run_sequence(model::Model& model, std::span<const int32_t> ids, const std::string& name,
+Status run_sequence(model::AnyModel& model, std::span<const int32_t> ids, const std::string& name,
                     formats::SafetensorsWriter* writer, parallel::Communicator* ranks) {
   std::vector<int32_t> pages(static_cast<size_t>(model.num_pages()));
   std::iota(pages.begin(), pages.end(), 0);
@@ -111,7 +111,7 @@ Status run_logits(Console& console, const LogitsOptions& options) {
     total += static_cast<int64_t>(ids.size());
   }
   QD_TRY(LoadedModel loaded, load_model(console, options.model, static_cast<int64_t>(longest)));
-  model::Model& model = *loaded.model;
+  model::AnyModel& model = *loaded.model;
   QD_TRY_STATUS(check_sequences(options.ids, sequences, model));
   std::vector<formats::TensorDeclaration> tensors;
   for (size_t i = 0; i < sequences.size(); ++i) {
@@ -120,7 +120,7 @@ Status run_logits(Console& console, const LogitsOptions& options) {
   }
   const std::map<std::string, std::string> metadata = {{"numerics", numerics_name(model.numerics())},
                                                        {"round", rounding_name(model.rounding())},
-                                                       {"kernels", model.table().name}};
+                                                       {"kernels", model.backend()}};
   std::optional<formats::SafetensorsWriter> writer;
   if (!console.muted()) {
     QD_TRY(formats::SafetensorsWriter created, formats::SafetensorsWriter::create(options.out, tensors, metadata));

@@ -55,7 +55,7 @@ Result<std::vector<int32_t>> encode_prompt(const TextModel& text, const RunOptio
 
 // Without --max-tokens the answer may fill what the model and the cache leave.
 engine::Request make_request(std::vector<int32_t> prompt, const RunOptions& options, const TextModel& text,
-                             const model::Model& model) {
+                             const model::AnyModel& model) {
   engine::Request request;
   const int64_t limit = std::min(model.max_positions(), model.num_pages() * model::kPagePositions);
   const int64_t room = std::max<int64_t>(limit - static_cast<int64_t>(prompt.size()), 1);

@@ -52,7 +52,7 @@ AnswerRecord score(const Problem& problem, const Answer& answer) {
 
 Result<std::vector<engine::Request>> make_requests(std::vector<std::vector<int32_t>> prompts,
                                                    const std::vector<Problem>& problems, const TextModel& text,
-                                                   const model::Model& model, bool is_plain, int64_t max_tokens) {
+                                                   const model::AnyModel& model, bool is_plain, int64_t max_tokens) {
   const int64_t limit = std::min(model.max_positions(), model.num_pages() * model::kPagePositions);
   std::vector<engine::Request> requests;
   for (size_t i = 0; i < prompts.size(); ++i) {

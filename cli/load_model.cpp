@@ -6,6 +6,7 @@
 
 #include "cli/progress.h"
 #include "cli/signals.h"
+#include "kernels/api/device_table.h"
 #include "kernels/api/registry.h"
 #include "parallel/communicator.h"
 
@@ -22,9 +23,48 @@ Result<const kernels::KernelTable*> choose_table(const ModelOptions& options) {
   return table;
 }
 
+namespace {
+
+// Options that go together.
+Status check_place(const ModelOptions& options) {
+  if (!options.on_gpu()) {
+    if (options.gpu_memory.empty()) return {};
+    return make_error(ErrorCode::kInvalidArgument, "--gpu-memory is for a model on a GPU: add '--device cuda'");
+  }
+  if (options.kernels.empty()) return {};
+  return make_error(ErrorCode::kInvalidArgument,
+                    "--kernels {} is a table of the CPU, and --device {} has kernels of its own: leave one of them out",
+                    options.kernels, options.device);
+}
+
+Result<std::unique_ptr<model::AnyModel>> load_there(const ModelOptions& options, const model::LoadOptions& load) {
+  if (!options.on_gpu()) {
+    QD_TRY(std::unique_ptr<model::Model> model, model::Model::load(options.folder, load));
+    return std::unique_ptr<model::AnyModel>(std::move(model));
+  }
+  QD_TRY(const model::DeviceOptions device, make_device_options(options));
+  QD_TRY(std::unique_ptr<model::DeviceModel> model, model::DeviceModel::load(options.folder, load, device));
+  return std::unique_ptr<model::AnyModel>(std::move(model));
+}
+
+}  // namespace
+
+Result<model::DeviceOptions> make_device_options(const ModelOptions& options) {
+  model::DeviceOptions device;
+  QD_TRY(device.table, kernels::device_table());
+  device.ordinal = options.gpu_ordinal();
+  if (!options.gpu_memory.empty()) {
+    QD_TRY(device.gpu_memory, model::parse_gpu_memory(options.gpu_memory));
+  }
+  return device;
+}
+
 Result<model::LoadOptions> make_load_options(Console& console, const ModelOptions& options, ThreadPool& pool) {
   model::LoadOptions load;
-  QD_TRY(load.table, choose_table(options));
+  QD_TRY_STATUS(check_place(options));
+  if (!options.on_gpu()) {
+    QD_TRY(load.table, choose_table(options));
+  }
   load.numerics = options.numerics_value();
   load.rounding = options.rounding_value();
   load.pool = &pool;
@@ -43,14 +83,13 @@ Result<LoadedModel> load_model(Console& console, const ModelOptions& options, in
   LoadedModel loaded;
   loaded.pool = std::make_unique<ThreadPool>(options.threads);
   QD_TRY(model::LoadOptions load, make_load_options(console, options, *loaded.pool));
-  loaded.table = load.table;
   loaded.ranks = options.ranks;
   if (positions > 0) load.default_positions = positions;
   Progress progress(console, "load", "bytes", options.quiet);
   load.progress = [&progress](const model::LoadProgress& at) {
     progress.update(static_cast<int64_t>(at.bytes_done), static_cast<int64_t>(at.bytes_total), at.module);
   };
-  auto model = model::Model::load(options.folder, load);
+  auto model = load_there(options, load);
   progress.finish();
   if (!model) return model.error();
   loaded.model = std::move(*model);
@@ -71,7 +110,8 @@ Result<int64_t> cache_positions(const std::string& folder, int64_t batch, int64_
 nlohmann::json settings_json(const LoadedModel& loaded, const ModelOptions& options) {
   return {{"numerics", numerics_name(loaded.model->numerics())},
           {"round", rounding_name(loaded.model->rounding())},
-          {"kernels", loaded.model->table().name},
+          {"kernels", loaded.model->backend()},
+          {"device", options.device},
           {"threads", loaded.pool->num_threads()},
           {"tp", options.tp},
           {"ep", options.ep},
@@ -84,7 +124,7 @@ std::string settings_text(const LoadedModel& loaded) {
   const int ranks = loaded.ranks == nullptr ? 1 : loaded.ranks->size();
   const std::string tp = ranks == 1 ? "" : fmt::format("{} ranks of ", ranks);
   return fmt::format("{}, round {}, {}, {}{} thread{}", numerics_name(loaded.model->numerics()),
-                     rounding_name(loaded.model->rounding()), loaded.model->table().name, tp, threads,
+                     rounding_name(loaded.model->rounding()), loaded.model->backend(), tp, threads,
                      threads == 1 ? "" : "s");
 }
 

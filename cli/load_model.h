@@ -12,6 +12,8 @@
 #include "core/thread_pool.h"
 #include "engine/engine.h"
 #include "kernels/api/table.h"
+#include "model/any_model.h"
+#include "model/device_model.h"
 #include "model/model.h"
 
 namespace quadrille::cli {
@@ -19,18 +21,21 @@ namespace quadrille::cli {
 // The members are destroyed from the last to the first: the model goes before the pool that it uses.
 struct LoadedModel {
   std::unique_ptr<ThreadPool> pool;
-  const kernels::KernelTable* table = nullptr;
   parallel::Communicator* ranks = nullptr;  // null: one rank
-  std::unique_ptr<model::Model> model;
+  std::unique_ptr<model::AnyModel> model;
 };
 
 // The table that --kernels names, or the best one. kUnsupported when it does not run here or lacks the rounding.
 Result<const kernels::KernelTable*> choose_table(const ModelOptions& options);
 
-// What of LoadOptions the shared options decide.
+// What of LoadOptions the shared options decide; on a GPU there is no table.
 Result<model::LoadOptions> make_load_options(Console& console, const ModelOptions& options, ThreadPool& pool);
 
-// Loads options.folder. `positions` is what the command wants the cache to hold where --cache-tokens is not given.
+// Options of a model on a GPU. Errors: a bad --gpu-memory.
+Result<model::DeviceOptions> make_device_options(const ModelOptions& options);
+
+// Loads options.folder, on the CPU or on a GPU. `positions` is what the command wants the cache to hold where
+// --cache-tokens is not given.
 Result<LoadedModel> load_model(Console& console, const ModelOptions& options, int64_t positions);
 
 // Positions for `batch` sequences of `longest` tokens, but at most about 2 GiB of cache and at least one sequence: the

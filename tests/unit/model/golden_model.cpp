@@ -89,7 +89,7 @@ std::unique_ptr<model::Model> load_model(const std::string& folder, const model:
 namespace {
 
 // One step over the next chunk of every sequence that has tokens left; appends to `logits`.
-void run_chunk(model::Model& model, const std::vector<std::vector<int32_t>>& sequences, const RunOptions& options,
+void run_chunk(model::Forward& model, const std::vector<std::vector<int32_t>>& sequences, const RunOptions& options,
                const std::vector<int32_t>& page_table, int64_t stride, std::vector<int64_t>* done,
                std::vector<Tensor>* logits) {
   std::vector<int32_t> ids, positions, rows_of, wanted, wanted_of;
@@ -120,7 +120,7 @@ void run_chunk(model::Model& model, const std::vector<std::vector<int32_t>>& seq
 
 }  // namespace
 
-std::vector<Tensor> run_sequences(model::Model& model, const std::vector<std::vector<int32_t>>& sequences,
+std::vector<Tensor> run_sequences(model::Forward& model, const std::vector<std::vector<int32_t>>& sequences,
                                   const RunOptions& options) {
   int64_t stride = 1, total = 0;
   for (const auto& sequence : sequences) {

@@ -61,7 +61,7 @@ struct RunOptions {
 };
 // Runs the sequences side by side, each in its own pages (in descending page order, so that page numbers matter):
 // logits [tokens, vocab] of each.
-std::vector<Tensor> run_sequences(model::Model& model, const std::vector<std::vector<int32_t>>& sequences,
+std::vector<Tensor> run_sequences(model::Forward& model, const std::vector<std::vector<int32_t>>& sequences,
                                   const RunOptions& options = {});
 
 // Largest difference of two rows; root mean square of a row.

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which steps a device decoder enqueues, in which order, over a table that computes nothing: no device is asked, so
+// nothing can be read back.
+#include "model/device_decoder.h"
+
+#include <gmock/gmock.h>
+
+#include "golden_model.h"
+#include "layout/kv_tile.h"
+#include "unit/moe/device_fixture.h"
+
+namespace quadrille::testing {
+namespace {
+
+using ::testing::ElementsAre;
+using namespace model;  // NOLINT: the subject
+
+struct DecoderCalls {
+  std::vector<kernels::DeviceAddNorm> norms;
+  std::vector<kernels::DeviceQkv> heads;
+  std::vector<kernels::DeviceAttention> attentions;
+  std::vector<kernels::DeviceBf16Gemm> dense;
+  std::vector<kernels::DeviceGreedy> greedy;
+};
+DecoderCalls* calls = nullptr;
+
+kernels::DeviceTable decoder_table() {
+  kernels::DeviceTable table = recording_table();
+  table.embed = [](const kernels::DeviceEmbed&, device::Stream s) { record("embed", s, {}, {}); };
+  table.add_norm = [](const kernels::DeviceAddNorm& p, device::Stream s) {
+    calls->norms.push_back(p);
+    record("add_norm", s, {}, {});
+  };
+  table.split_heads = [](const kernels::DeviceQkv& p, device::Stream s) {
+    calls->heads.push_back(p);
+    record("split_heads", s, {}, {});
+  };
+  table.attention = [](const kernels::DeviceAttention& p, device::Stream s) {
+    calls->attentions.push_back(p);
+    record("attention", s, {}, {});
+  };
+  table.bf16_gemm = [](const kernels::DeviceBf16Gemm& p, device::Stream s) {
+    calls->dense.push_back(p);
+    record("bf16_gemm", s, {}, {});
+  };
+  table.greedy = [](const kernels::DeviceGreedy& p, device::Stream s) {
+    calls->greedy.push_back(p);
+    record("greedy", s, {}, {});
+  };
+  table.choose_bf16_tile = [](int64_t, int64_t) -> int64_t { return 16; };
+  return table;
+}
+
+class DeviceDecoderTest : public ::testing::Test {
+ protected:
+  DeviceDecoderTest() : table(decoder_table()) {
+    recording = &record_;
+    calls = &seen;
+  }
+  ~DeviceDecoderTest() override {
+    recording = nullptr;
+    calls = nullptr;
+  }
+
+  // `as_bf16`: the shapes of the folder, unquantised.
+  void open(const std::string& name, bool as_bf16 = false) {
+    const std::string folder = *model_path(name);
+    config = *read_model_config(folder);
+    const Inventory inventory = *take_inventory(folder, *formats::read_hf_config(folder), config, no_log());
+    DeviceModelShape shape = *device_shape(inventory, config);
+    const auto plain = [&](StackShape* stack) {
+      if (as_bf16) stack->is_w4 = false;
+    };
+    for (DeviceLayerShape& layer : shape.layers) {
+      for (StackShape* stack : {&layer.q, &layer.k, &layer.v, &layer.o}) plain(stack);
+      for (auto* mlp : {&layer.experts, &layer.shared, &layer.dense}) {
+        if (!*mlp) continue;
+        plain(&(*mlp)->gate_up);
+        plain(&(*mlp)->down);
+      }
+    }
+    const WeightPlaces places = place_weights(shape, config, kernels::Numerics::kExact);
+    view = view_weights(places, config, far_memory(30), kernels::Numerics::kExact);
+    ASSERT_TRUE(check_device_model(view, config, 64).ok());
+    parts = plan_step_memory(view, config, {64, 8, 8, 1024});
+    DeviceDecoderMemory memory;
+    memory.workspace = far_memory(20);
+    memory.pages = far<uint16_t>(40);
+    memory.num_pages = 16;
+    moe::DeviceStreams streams;
+    streams.main = {far_memory(5)};
+    decoder.emplace(config, view, table, kernels::Numerics::kExact, parts, memory, streams);
+  }
+
+  static StepShape decode_shape(int64_t bucket) { return {bucket, bucket, bucket, bucket, 0, 512, true}; }
+
+  Recording record_;
+  DecoderCalls seen;
+  kernels::DeviceTable table;
+  ModelConfig config;
+  DeviceWeightsView view;
+  StepMemory parts;
+  std::optional<DeviceDecoder> decoder;
+};
+
+TEST_F(DeviceDecoderTest, ABlockOfAQuantisedModel) {
+  open("olmoe_clip/w4a8-g64");
+  ASSERT_TRUE(decoder->enqueue_layers(decode_shape(4)).ok());
+  const std::vector<std::string> names = record_.names();
+  const std::vector<std::string> block = {"add_norm",        "gemm2",       "split_heads",     "attention",
+                                          "quantize_tokens", "gemm2",       "add_norm",        "router_logits",
+                                          "route_tokens",    "plan_routes", "quantize_tokens", "gemm1",
+                                          "quantize_listed", "gemm2",       "combine"};
+  std::vector<std::string> expected = {"embed"};
+  for (int64_t l = 0; l < config.num_layers; ++l) expected.insert(expected.end(), block.begin(), block.end());
+  EXPECT_EQ(names, expected);
+  for (const RecordedCall& call : record_.calls) EXPECT_EQ(call.stream, far_memory(5)) << call.name;
+  // q, k and v are one product into one row, whose columns the heads are split from.
+  EXPECT_EQ(record_.gemms[0].n, config.q_width() + 2 * config.kv_width());
+  EXPECT_EQ(record_.gemms[0].out_pitch, record_.gemms[0].n);
+  EXPECT_EQ(seen.heads[0].qkv, record_.gemms[0].out);
+  EXPECT_GT(seen.heads[0].clip, 0);
+}
+
+TEST_F(DeviceDecoderTest, ResidualSumsAreMadeByTheNextNorm) {
+  open("qwen2_moe/w4a8-g64");
+  const StepShape shape = decode_shape(2);
+  ASSERT_TRUE(decoder->enqueue_layers(shape).ok());
+  ASSERT_TRUE(decoder->enqueue_logits(shape, 0, 2).ok());
+  ASSERT_EQ(seen.norms.size(), static_cast<size_t>(2 * config.num_layers + 1));
+  EXPECT_EQ(seen.norms[0].update, nullptr);
+  for (size_t i = 1; i < seen.norms.size(); ++i) {
+    EXPECT_NE(seen.norms[i].update, nullptr) << i;
+    EXPECT_EQ(seen.norms[i].x, seen.norms[0].x);
+    EXPECT_NE(seen.norms[i].weight, nullptr);
+  }
+  // Logits in fp32, and the choice of every row.
+  EXPECT_EQ(seen.dense.back().output, kernels::GemmOutput::kRowsF32);
+  EXPECT_EQ(seen.dense.back().n, decoder->logits_pitch());
+  ASSERT_EQ(seen.greedy.size(), 1u);
+  EXPECT_EQ(seen.greedy[0].num_rows, 2);
+  EXPECT_EQ(seen.greedy[0].vocab_size, config.vocab_size);
+  EXPECT_EQ(seen.greedy[0].token, decoder->tokens());
+}
+
+TEST_F(DeviceDecoderTest, LayersHaveTheirOwnPages) {
+  open("olmoe_clip/w4a8-g64");
+  ASSERT_TRUE(decoder->enqueue_layers(decode_shape(1)).ok());
+  const layout::KvTile tile{config.num_kv_heads, config.head_dim};
+  for (int64_t l = 0; l < config.num_layers; ++l) {
+    EXPECT_EQ(seen.attentions[static_cast<size_t>(l)].pages.data, far<uint16_t>(40) + l * 16 * tile.page_size());
+  }
+  EXPECT_EQ(seen.attentions[0].singles, nullptr);
+  EXPECT_EQ(seen.attentions[0].num_singles, 1);
+  EXPECT_EQ(seen.attentions[0].max_context, 512);
+  EXPECT_EQ(seen.attentions[0].pages.table_stride, 8);
+}
+
+TEST_F(DeviceDecoderTest, AMixedStepNamesItsRows) {
+  open("olmoe_clip/w4a8-g64");
+  const StepShape shape{40, 3, 3, 2, 3, 512, false};
+  ASSERT_TRUE(decoder->enqueue_layers(shape).ok());
+  ASSERT_TRUE(decoder->enqueue_logits(shape, 1, 2).ok());
+  const StepBlock block = block_of(shape);
+  EXPECT_EQ(seen.attentions[0].singles, decoder->block() + block.singles);
+  EXPECT_EQ(reinterpret_cast<const int32_t*>(seen.attentions[0].tiles), decoder->block() + block.tiles);
+  EXPECT_EQ(seen.norms.back().rows, decoder->block() + block.logit_rows + 1);
+  EXPECT_EQ(seen.norms.back().num_rows, 2);
+  EXPECT_EQ(seen.greedy.back().token, decoder->tokens() + 1);
+}
+
+TEST_F(DeviceDecoderTest, UnquantisedExpertsGoThroughThePlan) {
+  open("qwen2_moe/w4a8-g64", true);
+  ASSERT_TRUE(decoder->enqueue_layers(decode_shape(8)).ok());
+  EXPECT_TRUE(record_.gemms.empty());
+  EXPECT_TRUE(record_.quantized.empty());
+  ASSERT_FALSE(record_.plans.empty());
+  EXPECT_EQ(record_.plans[0].tile_tokens, 16);
+  const auto first = std::find_if(seen.dense.begin(), seen.dense.end(),
+                                  [](const kernels::DeviceBf16Gemm& p) { return p.list.tiles != nullptr; });
+  ASSERT_NE(first, seen.dense.end());
+  EXPECT_EQ(first->output, kernels::GemmOutput::kActivated);
+  EXPECT_EQ(first->source_row, record_.plans[0].route_of_slot);
+  EXPECT_EQ(first->source_divisor, config.router.top_k);
+  EXPECT_EQ((first + 1)->x, first->out);
+  EXPECT_EQ(record_.combined[0].rows, (first + 1)->out);
+  EXPECT_NE(record_.combined[0].shared, nullptr);
+  EXPECT_NE(record_.combined[0].shared_gate, nullptr);
+}
+
+}  // namespace
+}  // namespace quadrille::testing
