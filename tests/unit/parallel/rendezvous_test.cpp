@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <latch>
 #include <thread>
 
 #include "multi/collective_checks.h"
@@ -69,9 +70,11 @@ TEST(TcpCommunicator, SaysWhenRanksAreOutOfStep) {
 }
 
 TEST(TcpCommunicator, ARankThatFailsIsNamedWithItsPhase) {
-  with_tcp_ranks(3, [](Communicator& c) {
+  std::latch met(3);  // a barrier may return here while it still runs there
+  with_tcp_ranks(3, [&](Communicator& c) {
     c.set_phase(Phase::kLoad);
     EXPECT_TRUE(c.barrier());
+    met.arrive_and_wait();
     if (c.rank() == 1) {
       c.set_phase(Phase::kPrefill);
       c.fail("a shard is missing");
@@ -88,8 +91,10 @@ TEST(TcpCommunicator, ARankThatFailsIsNamedWithItsPhase) {
 }
 
 TEST(TcpCommunicator, NoticesALossWhileNobodyCalls) {
-  with_tcp_ranks(3, [](Communicator& c) {
+  std::latch met(3);
+  with_tcp_ranks(3, [&](Communicator& c) {
     EXPECT_TRUE(c.barrier());
+    met.arrive_and_wait();
     if (c.rank() == 2) return;  // destroyed without leave()
     const auto lost = c.loss()->wait_for(10s);
     ASSERT_TRUE(lost);
