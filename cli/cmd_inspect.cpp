@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // quadrille inspect: architecture, the quantisation decision of each module with the rule that made it, sizes, legal
 // tensor-parallel sizes, and what each rank of one gets (inspect_shards.h). Reads headers alone.
+#include <algorithm>
 #include <map>
 #include <memory>
 
@@ -8,6 +9,7 @@
 #include "cli/inspect_shards.h"
 #include "cli/json_output.h"
 #include "cli/progress.h"
+#include "cli/rank_grid.h"
 #include "cli/text_table.h"
 #include "formats/tensor_view.h"
 #include "model/description.h"
@@ -24,6 +26,7 @@ struct InspectOptions {
   bool as_json = false;
   bool all_modules = false;
   int ranks = 0;  // 0: legal sizes alone
+  int expert_ranks = 0;
 };
 
 std::string group_text(int64_t group_size) {
@@ -202,8 +205,8 @@ nlohmann::json description_json(const ModelDescription& description) {
 Status run_inspect(Console& console, const InspectOptions& options) {
   QD_TRY(const ModelDescription description, model::describe_model(options.folder, console.log_sink()));
   std::vector<model::RankShare> shares;
-  if (options.ranks > 0) {
-    auto planned = model::rank_shares(description.plan, options.ranks);
+  if (options.ranks > 0 || options.expert_ranks > 0) {
+    auto planned = model::rank_shares(description.plan, std::max(options.ranks, 1), std::max(options.expert_ranks, 1));
     if (!planned) return planned.error().in(options.folder);
     shares = std::move(*planned);
   }
@@ -229,6 +232,9 @@ void add_inspect(CLI::App& program, std::vector<Command>& commands) {
   app->add_option("--tp", options->ranks, "Show what each of N tensor-parallel ranks gets")
       ->type_name("N")
       ->check(CLI::Range(1, layout::kMaxRanks));
+  app->add_option("--ep", options->expert_ranks, "Show what each of N expert-parallel ranks gets, of a grid with --tp")
+      ->type_name("N")
+      ->check(CLI::Range(1, kMaxExpertRanks));
   app->add_flag("--json", options->as_json, "Print JSON");
   commands.push_back({app, [options](Console& console) { return run_inspect(console, *options); }});
 }

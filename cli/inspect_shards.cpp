@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The words of inspect --tp.
+// The words of inspect --tp and --ep.
 #include "cli/inspect_shards.h"
 
 #include "cli/progress.h"
@@ -91,20 +91,23 @@ nlohmann::json layers_json(const std::vector<LayerShard>& layers) {
 }  // namespace
 
 std::string shares_text(const std::vector<RankShare>& shares) {
+  const bool is_spread = shares.back().expert_rank > 0;
   const bool has_layers = !shares[0].shard.layers.empty();
   std::vector<std::string> headings = {">rank"};
   if (has_layers) headings.insert(headings.end(), {"query heads", "KV heads", "o_proj columns"});
+  if (is_spread) headings.emplace_back("experts");
   for (const MlpColumn& column : kMlpColumns) {
     if (first_mlp(shares[0].shard, column.mlp) != nullptr) headings.emplace_back(column.heading);
   }
   headings.insert(headings.end(), {"vocabulary", ">weights", ">KV a position"});
   TextTable table(headings);
   for (const RankShare& share : shares) {
-    std::vector<std::string> cells = {std::to_string(share.shard.rank)};
+    std::vector<std::string> cells = {std::to_string(share.rank)};
     if (has_layers) {
       const layout::AttentionShard& a = share.shard.layers[0].attention;
       cells.insert(cells.end(), {range_text(a.heads.heads), range_text(a.heads.kv_heads), columns_text(a.o)});
     }
+    if (is_spread) cells.push_back(share.experts.size() == 0 ? "none" : range_text(share.experts));
     for (const MlpColumn& column : kMlpColumns) {
       const MlpShard* mlp = first_mlp(share.shard, column.mlp);
       if (mlp != nullptr) cells.push_back(columns_text(mlp->down));
@@ -116,13 +119,20 @@ std::string shares_text(const std::vector<RankShare>& shares) {
   }
   return table.text() +
          "\n'a-b in c-d': the rank's matrix has the columns c to d, zero outside of a to b. Norms, router and "
-         "shared-expert gate\nare whole on every rank; rank 0 adds the biases of o_proj and down_proj.\n";
+         "shared-expert gate\nare whole on every rank; tensor-parallel rank 0 adds the biases of o_proj and "
+         "down_proj.\n" +
+         (is_spread ? "The experts of a rank are those of every MoE layer; all else is the same on every "
+                      "expert-parallel rank.\n"
+                    : "");
 }
 
 nlohmann::json shares_json(const std::vector<RankShare>& shares) {
   nlohmann::json json = nlohmann::json::array();
   for (const RankShare& share : shares) {
-    json.push_back({{"rank", share.shard.rank},
+    json.push_back({{"rank", share.rank},
+                    {"tensor_rank", share.shard.rank},
+                    {"expert_rank", share.expert_rank},
+                    {"held_experts", range_json(share.experts)},
                     {"vocabulary", range_json(share.shard.vocabulary)},
                     {"layers", layers_json(share.shard.layers)},
                     {"adds_row_parallel_bias", share.shard.adds_row_parallel_bias()},

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What each tensor-parallel rank gets, as a table and as JSON, for inspect.
+// What each rank of a grid gets, as a table and as JSON, for inspect.
 #pragma once
 
 #include <nlohmann/json.hpp>

@@ -4,12 +4,6 @@
 #include <memory>
 
 namespace quadrille::cli {
-namespace {
-
-constexpr int kMaxExpertRanks = 64;
-
-}  // namespace
-
 void add_grid_options(CLI::App& app, ModelOptions& options) {
   app.add_option("--ep", options.ep,
                  "Expert-parallel ranks: each holds a part of the experts and computes a part of a step's tokens; with "

@@ -12,6 +12,8 @@
 
 namespace quadrille::cli {
 
+inline constexpr int kMaxExpertRanks = 64;
+
 // Adds --ep, for commands that ranks with different tokens can run.
 void add_grid_options(CLI::App& app, ModelOptions& options);
 

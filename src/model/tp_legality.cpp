@@ -7,6 +7,7 @@
 #include "layout/bf16_lanes16.h"
 #include "layout/w4_lanes16.h"
 #include "model/kv_cache.h"
+#include "moe/placement.h"
 
 namespace quadrille::model {
 namespace {
@@ -40,7 +41,7 @@ bool is_row_parallel(ModuleCut cut) {
   return cut == ModuleCut::kOutput || cut == ModuleCut::kDown;
 }
 
-uint64_t prepared_bytes(const PlannedModule& m, const ModelShard& shard) {
+uint64_t prepared_bytes(const PlannedModule& m, const ModelShard& shard, int64_t count) {
   const auto [n, k] = rank_shape(m, shard);
   const bool has_bias = m.has_bias && (!is_row_parallel(m.cut) || shard.adds_row_parallel_bias());
   int64_t bytes = has_bias ? 4 * n : 0;
@@ -50,12 +51,34 @@ uint64_t prepared_bytes(const PlannedModule& m, const ModelShard& shard) {
   } else {
     bytes += 2 * (m.row_major ? n * k : layout::Bf16Lanes16{n, k}.size());
   }
-  return static_cast<uint64_t>(m.count * bytes);
+  return static_cast<uint64_t>(count * bytes);
 }
 
-RankShare share_of(const PlannedModel& model, ModelShard shard) {
+bool is_experts(const PlannedModule& m) {
+  return (m.cut == ModuleCut::kGateUp || m.cut == ModuleCut::kDown) && m.mlp == &LayerShard::experts;
+}
+
+// Those of each rank: a model has as many in each of its MoE layers.
+Result<std::vector<layout::Range>> held_experts(const PlannedModel& model, int ranks) {
+  std::vector<layout::Range> held(static_cast<size_t>(ranks));
+  const auto found = std::find_if(model.modules.begin(), model.modules.end(), is_experts);
+  if (found == model.modules.end()) return held;
+  QD_TRY(const moe::Placement placement, moe::Placement::even(found->count, ranks));
+  for (int rank = 0; rank < ranks; ++rank) {
+    const std::span<const int32_t> slots = placement.slots(rank);
+    if (!slots.empty()) held[static_cast<size_t>(rank)] = {slots.front(), slots.back() + 1};
+  }
+  return held;
+}
+
+RankShare share_of(const PlannedModel& model, ModelShard shard, int expert_rank, layout::Range experts) {
   RankShare share;
-  for (const PlannedModule& m : model.modules) share.weight_bytes += prepared_bytes(m, shard);
+  share.expert_rank = expert_rank;
+  share.rank = expert_rank * shard.ranks + shard.rank;
+  share.experts = experts;
+  for (const PlannedModule& m : model.modules) {
+    share.weight_bytes += prepared_bytes(m, shard, is_experts(m) ? share.experts.size() : m.count);
+  }
   if (!shard.layers.empty()) {
     share.kv_bytes_per_position = KvCache::bytes_per_page(static_cast<int64_t>(shard.layers.size()),
                                                           shard.layers[0].attention.heads.kv_heads.size(),
@@ -166,7 +189,7 @@ TpVerdict verdict_of(const PlannedModel& model, int ranks) {
 
 }  // namespace
 
-Result<std::vector<RankShare>> rank_shares(const PlannedModel& model, int ranks) {
+Result<std::vector<RankShare>> rank_shares(const PlannedModel& model, int ranks, int expert_ranks) {
   auto plan = layout::plan_shards(model.shape, ranks);
   if (!plan) {
     const int largest = largest_size(model.shape);
@@ -174,7 +197,10 @@ Result<std::vector<RankShare>> rank_shares(const PlannedModel& model, int ranks)
                       largest == 1 ? "1 rank alone" : fmt::format("1..{}", largest));
   }
   std::vector<RankShare> shares;
-  for (ModelShard& shard : *plan) shares.push_back(share_of(model, std::move(shard)));
+  QD_TRY(const std::vector<layout::Range> experts, held_experts(model, expert_ranks));
+  for (int e = 0; e < expert_ranks; ++e) {
+    for (const ModelShard& shard : *plan) shares.push_back(share_of(model, shard, e, experts[static_cast<size_t>(e)]));
+  }
   return shares;
 }
 

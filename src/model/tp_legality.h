@@ -52,12 +52,16 @@ PlannedModel planned_model(const Inventory& inventory, const ModelConfig& config
 // What one rank gets.
 struct RankShare {
   layout::ModelShard shard;
+  int rank = 0;                        // of all: expert_rank * tensor-parallel ranks + shard.rank
+  int expert_rank = 0;                 // of the expert-parallel ones
+  layout::Range experts;               // of every MoE layer, by moe::Placement::even(); one expert rank: all
   uint64_t weight_bytes = 0;           // prepared for the CPU tables in `exact`, padding included
   uint64_t kv_bytes_per_position = 0;  // bf16 cache of the rank's KV heads
 };
 
-// The shares of all ranks. Errors: those of layout::plan_shards(), and which sizes this model can be cut for.
-Result<std::vector<RankShare>> rank_shares(const PlannedModel& model, int ranks);
+// The shares of all ranks of a grid, in rank order; more expert ranks than experts are fine. Errors: those of
+// layout::plan_shards(), and which sizes this model can be cut for.
+Result<std::vector<RankShare>> rank_shares(const PlannedModel& model, int ranks, int expert_ranks = 1);
 
 struct TpVerdict {
   int ranks = 1;

@@ -39,6 +39,30 @@ TEST_F(Inspect, ShowsEveryModuleWithItsRule) {
   EXPECT_EQ(quantised, 3u * 4 + 2 * 7 * 3 + 3);
 }
 
+TEST_F(Inspect, ShowsWhatEachRankOfAGridGets) {
+  const Outcome text = run_program({"inspect", model, "--ep", "7"});
+  ASSERT_EXIT_OK(text);
+  EXPECT_THAT(text.out, HasSubstr("none")) << "six experts over seven ranks";
+  const auto two = parse_json(run_program({"inspect", model, "--tp", "2", "--json"}).out)["ranks"];
+  const auto grid = parse_json(run_program({"inspect", model, "--tp", "2", "--ep", "4", "--json"}).out)["ranks"];
+  ASSERT_EQ(grid.size(), 8u);
+  uint64_t expert_bytes[2] = {}, common_bytes[2] = {};  // of the tensor-parallel ranks
+  for (size_t r = 0; r < 8; ++r) {
+    EXPECT_EQ(grid[r]["rank"], r);
+    EXPECT_EQ(grid[r]["tensor_rank"], r % 2);
+    EXPECT_EQ(grid[r]["expert_rank"], r / 2);
+    EXPECT_EQ(grid[r]["layers"], two[r % 2]["layers"]) << "everything but the experts is that of the tensor rank";
+  }
+  const std::pair<int, int> held[] = {{0, 2}, {2, 4}, {4, 5}, {5, 6}};
+  for (size_t e = 0; e < 4; ++e) EXPECT_EQ(grid[2 * e]["held_experts"], nlohmann::json(held[e]));
+  // Two experts, less one, is one; the rest is common.
+  for (size_t t = 0; t < 2; ++t) {
+    expert_bytes[t] = grid[t]["weight_bytes"].get<uint64_t>() - grid[6 + t]["weight_bytes"].get<uint64_t>();
+    common_bytes[t] = grid[6 + t]["weight_bytes"].get<uint64_t>() - expert_bytes[t];
+    EXPECT_EQ(two[t]["weight_bytes"], common_bytes[t] + 6 * expert_bytes[t]);
+  }
+}
+
 TEST_F(Inspect, ShowsWhatEachRankGets) {
   const Outcome text = run_program({"inspect", model, "--tp", "3"});
   ASSERT_EXIT_OK(text);

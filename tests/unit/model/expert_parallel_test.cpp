@@ -292,7 +292,7 @@ class NoisyCommunicator final : public parallel::Communicator {
     phase_ = phase;
     inner_.set_phase(phase);
   }
-  parallel::Phase phase() const { return phase_; }
+  parallel::Phase phase() const override { return phase_; }
   void fail(const std::string& why) override { inner_.fail(why); }
   std::optional<size_t> flip;  // which byte of a message that is long enough
 

@@ -31,7 +31,7 @@ class CountingCommunicator final : public parallel::Communicator {
     phase_ = phase;
     inner_.set_phase(phase);
   }
-  parallel::Phase phase() const { return phase_; }
+  parallel::Phase phase() const override { return phase_; }
   void fail(const std::string& why) override { inner_.fail(why); }
 
   // [calls] bytes to other ranks of each all_to_all_v.
