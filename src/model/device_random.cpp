@@ -9,6 +9,7 @@
 
 #include "layout/w4_hopper64.h"
 #include "layout/w4_lanes16.h"
+#include "model/random_codes.h"
 #include "numerics/bf16.h"
 
 namespace quadrille::model {
@@ -109,7 +110,7 @@ class Maker {
  private:
   Status open() {
     std::vector<uint64_t> codes(sizes_.codes / sizeof(uint64_t));
-    for (uint64_t& word : codes) word = random_.next();
+    for (uint64_t& word : codes) word = centred_codes(random_.next());
     QD_TRY(codes_, upload(codes.data(), sizes_.codes));
     QD_TRY(status_, device::Buffer::allocate(sizeof(uint32_t), stream_));
     return device::fill(status_.get(), 0, sizeof(uint32_t), stream_);
@@ -138,11 +139,11 @@ class Maker {
     return upload(values.data(), bytes);
   }
 
-  // Scales of matrices with these in features: codes are uniform on -8..7, whose rms is sqrt(21.5).
+  // Scales of matrices with these in features.
   Result<const device::Buffer*> scales_for(int64_t k) {
     const auto known = scales_.find(k);
     if (known != scales_.end()) return &known->second;
-    const float scale = deviation_for(k) / std::sqrt(21.5f);
+    const float scale = deviation_for(k) / std::sqrt(kCentredCodeSquare);
     QD_TRY(device::Buffer pool, bf16_pool(sizes_.scales, scale, scale / 3));
     return &scales_.emplace(k, std::move(pool)).first->second;
   }

@@ -62,7 +62,7 @@ struct LoadOptions {
   const std::atomic<bool>* cancel = nullptr;          // true: load() and run() end with kCancelled
 };
 
-// A model of random W4A8 weights: codes over the whole range, scales that keep activations near 1.
+// A model of random W4A8 weights: codes of -7..7 with mean 0, scales that keep activations near 1.
 struct RandomModel {
   int64_t group_size = 128;  // 32, 64, 128; 0 = one scale a channel
   uint64_t seed = 1;

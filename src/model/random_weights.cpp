@@ -8,6 +8,7 @@
 #include "kernels/api/table.h"
 #include "layout/w4_lanes16.h"
 #include "model/load_weights.h"
+#include "model/random_codes.h"
 #include "numerics/bf16.h"
 #include "parallel/communicator.h"
 #include "prepare/shard.h"
@@ -127,9 +128,9 @@ class Maker {
   Result<prepare::PreparedW4> quantised(uint64_t seed, int64_t n, int64_t k, const Cut& cut, ThreadPool* pool) const {
     Random random(seed);
     std::vector<uint64_t> codes((n * k + 15) / 16);
-    for (uint64_t& word : codes) word = random.next();
-    // Codes are uniform on -8..7: their rms is sqrt(21.5). Scales spread over a factor of two.
-    const float scale = deviation_for(k) / std::sqrt(21.5f);
+    for (uint64_t& word : codes) word = centred_codes(random.next());
+    // Scales spread over a factor of two.
+    const float scale = deviation_for(k) / std::sqrt(kCentredCodeSquare);
     std::vector<uint16_t> scales(n * layout::num_groups(k, random_.group_size));
     for (uint16_t& s : scales) s = numerics::bf16_from_f32(scale * (1.0f + uniform(random.next()) / 3));
     prepare::CanonicalW4 whole;
