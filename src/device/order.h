@@ -11,7 +11,7 @@
 
 namespace quadrille::device {
 
-// All hand-overs there are; the stress test drops each of them in turn.
+// All hand-overs there are, between streams of a rank or between ranks; the stress test drops each of them in turn.
 enum class HandOver : int {
   kSourceCopied,     // prepare: copy stream -> preparation stream, a staging slot is filled
   kStagingFree,      // prepare: preparation stream -> copy stream, the slot was read and may be overwritten
@@ -21,6 +21,8 @@ enum class HandOver : int {
   kSharedEnds,       // layer: side stream -> main stream, before the combine
   kSharedSplit,      // layer of ranks: side stream -> main stream, the shared expert's absmax, before the exchange
   kSharedAgreed,     // layer of ranks: main stream -> side stream, the absmax of all ranks
+  kTokensSent,       // expert-parallel layer over peer memory: the barrier of ranks behind their tokens
+  kRowsReturned,     // expert-parallel layer over peer memory: the barrier of ranks before the combine
   kCount,
 };
 const char* hand_over_name(HandOver site);
@@ -43,9 +45,14 @@ class StepHarness {
 void set_step_harness(StepHarness* harness);
 void before_step(const char* step, Stream stream);
 void fresh_buffer(void* memory, size_t bytes, Stream stream);
+// For a hand-over that is not an event: whether the test leaves it out.
+bool dropped(HandOver site);
 #else
 inline void before_step(const char*, Stream) {}
 inline void fresh_buffer(void*, size_t, Stream) {}
+inline bool dropped(HandOver) {
+  return false;
+}
 #endif
 
 }  // namespace quadrille::device

@@ -74,13 +74,19 @@ void enqueue_pack(const ExpertStep& step, const DeviceRoutes& routes, uint8_t* r
       {step.own(), step.top_k(), act_pitch(quantize.k), quantize.act_scale, routes.ids, records}, step.stream());
 }
 
+// One of the two barriers of a call over a region.
+Status meet(const ExpertStep& step, HandOver site) {
+  if (device::dropped(site)) return {};
+  return step.ranks().barrier(step.stream());
+}
+
 Status enqueue_send(const ExpertStep& step, const DeviceRoutes& routes) {
   const int rank = step.ranks().rank();
   if (step.over_region()) {
     device::fresh_buffer(step.region(rank), static_cast<size_t>(step.own() * record_pitch(step.call.layer)),
                          step.stream());
     enqueue_pack(step, routes, reinterpret_cast<uint8_t*>(step.region(rank)));
-    return step.ranks().barrier(step.stream());  // the first of the call
+    return meet(step, HandOver::kTokensSent);
   }
   auto* all = step.call.workspace.open<uint8_t>(step.parts.records, step.stream());
   auto* mine = all + step.first_of(rank) * record_pitch(step.call.layer);
@@ -141,7 +147,7 @@ void* open_rows(const ExpertStep& step) {
 // Rows to the ranks of their tokens. `rows` null: no expert is here, nothing of what is sent will be read.
 Status enqueue_return(const ExpertStep& step, const void* rows) {
   const device::Stream stream = step.stream();
-  if (step.over_region()) return step.ranks().barrier(stream);  // the second of the call
+  if (step.over_region()) return meet(step, HandOver::kRowsReturned);
   const DeviceCall& call = step.call;
   const int64_t bytes = row_bytes(call.layer);
   auto* sent = call.workspace.open<uint8_t>(step.parts.sent, stream);

@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "device/compare_bits.h"
+#include "device/expert_slots.h"
 #include "device/fill.h"
+#include "device/grid_ranks.h"
 #include "device/layer_case.h"
 #include "moe/device_expert_parallel.h"
 #include "parallel/nccl.h"
@@ -86,60 +88,6 @@ std::vector<ExpertCase> expert_cases() {
   cases.push_back({"weight_on_input", spec, {13, 8}, {range(0, 16), range(16, 32)}});
   return cases;
 }
-
-// The experts of `whole` that a rank holds, in the order of its slots.
-moe::DeviceLinear slots_of(const moe::DeviceLinear& whole, const std::vector<int32_t>& experts, Memory* memory,
-                           device::Stream stream) {
-  moe::DeviceLinear out = whole;
-  const auto count = static_cast<int64_t>(experts.size());
-  const int64_t rows =
-      layout::W4Hopper64{whole.n, whole.k, whole.group_size, whole.numerics == kernels::Numerics::kVllm}.padded_n();
-  out.num_experts = count;
-  auto* weights = memory->take<uint8_t>(count * whole.expert_stride, 256, stream);
-  out.weights = weights;
-  const auto copy_rows = [&](const float* from) -> const float* {
-    if (from == nullptr) return nullptr;
-    auto* to = memory->take<float>(count * rows, 4, stream);
-    for (int64_t slot = 0; slot < count; ++slot) {
-      must(device::copy_on_device(to + slot * rows, from + experts[static_cast<size_t>(slot)] * rows,
-                                  static_cast<size_t>(rows) * sizeof(float), stream));
-    }
-    return to;
-  };
-  out.channel_scale = copy_rows(whole.channel_scale);
-  out.bias = copy_rows(whole.bias);
-  for (int64_t slot = 0; slot < count; ++slot) {
-    must(device::copy_on_device(weights + slot * whole.expert_stride,
-                                whole.weights + experts[static_cast<size_t>(slot)] * whole.expert_stride,
-                                static_cast<size_t>(whole.expert_stride), stream));
-  }
-  return out;
-}
-
-// Ranks that have nothing but each other's memory.
-class PeersOnly final : public parallel::DeviceCommunicator {
- public:
-  explicit PeersOnly(PeerRanks& peers) : DeviceCommunicator(peers.rank(), peers.size()), peers_(peers) {}
-  const char* body() const override { return "peers"; }
-  Status all_reduce_sum(float*, size_t, device::Stream) override { return refused(); }
-  Status all_reduce_max(float*, size_t, device::Stream) override { return refused(); }
-  Status all_gather(const void*, size_t, void*, device::Stream) override { return refused(); }
-  Status all_gather_v(const void*, std::span<const size_t>, void*, device::Stream) override { return refused(); }
-  Status reduce_scatter_sum(const float*, std::span<const size_t>, float*, device::Stream) override {
-    return refused();
-  }
-  Status all_to_all_v(const void*, std::span<const size_t>, void*, std::span<const size_t>, device::Stream) override {
-    return refused();
-  }
-  Status broadcast(void*, size_t, int, device::Stream) override { return refused(); }
-  Status barrier(device::Stream stream) override { return peers_.barrier(stream); }
-  Status check() override { return peers_.check(); }
-  PeerRanks* peers() override { return &peers_; }
-
- private:
-  static Status refused() { return make_error(ErrorCode::kUnsupported, "a collective over peer memory"); }
-  PeerRanks& peers_;
-};
 
 // One rank's side of a case: all tokens on one GPU, then its own tokens with its experts.
 class ExpertRank {

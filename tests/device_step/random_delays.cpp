@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The length of a delay is a function of seed, role and how many steps the stream had.
+// The length of a delay is a function of seed, role, rank and how many steps the stream had.
 #include "device_step/random_delays.h"
 
 #include "device/device.h"
@@ -19,9 +19,10 @@ void RandomDelays::before_step(const char*, device::Stream stream) {
   Named& entry = *named;
   const uint64_t number = entry.count.fetch_add(1);
   steps_.fetch_add(1);
-  const uint64_t random = hash(seed_ + static_cast<uint64_t>(entry.role), number);
+  const uint64_t random =
+      hash(seed_ + static_cast<uint64_t>(entry.role) + 16 * static_cast<uint64_t>(entry.rank), number);
   if (slow_.has_value()) {
-    if (*slow_ == entry.role) delay(2 * kLongest + static_cast<int64_t>(random % kLongest), stream);
+    if (entry.is_slow(*slow_, slow_ranks_)) delay(2 * kLongest + static_cast<int64_t>(random % kLongest), stream);
     return;
   }
   // Half of the steps come at once.

@@ -3,12 +3,15 @@
 // hand-over that may be missing.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
+#include <utility>
+#include <vector>
 
 #include "device/order.h"
 
@@ -22,14 +25,19 @@ class RandomDelays : public device::StepHarness {
   static constexpr int64_t kLongest = 200'000;  // nanoseconds
   explicit RandomDelays(uint64_t seed) : seed_(seed) {}
 
-  // Before the engine of the stream runs. A stream without a name gets no delays.
-  void name_stream(device::Stream stream, Role role) {
+  // Before the engine of the stream runs. A stream without a name gets no delays. `rank`: ranks that are in step by
+  // their delays would hide what keeps them in step.
+  void name_stream(device::Stream stream, Role role, int rank = 0) {
     const std::unique_lock lock(naming_);
-    streams_[stream.handle] = std::make_unique<Named>(role);
+    streams_[stream.handle] = std::make_unique<Named>(role, rank);
   }
   // Steps of this role take longer than two random delays, those of the others nothing: the side that a missing
-  // hand-over would have waited for comes late.
+  // hand-over would have waited for comes late. With ranks: only there, where that rank is in the list.
   void slow_only(Role role) { slow_ = role; }
+  void slow_only(Role role, std::vector<int> ranks) {
+    slow_ = role;
+    slow_ranks_ = std::move(ranks);
+  }
   void drop(device::HandOver site) { dropped_ = site; }
 
   void before_step(const char* step, device::Stream stream) override;
@@ -41,14 +49,19 @@ class RandomDelays : public device::StepHarness {
 
  private:
   struct Named {
-    explicit Named(Role r) : role(r) {}
+    Named(Role r, int number) : role(r), rank(number) {}
+    bool is_slow(Role which, const std::vector<int>& ranks) const {
+      return role == which && (ranks.empty() || std::find(ranks.begin(), ranks.end(), rank) != ranks.end());
+    }
     Role role;
+    int rank;
     std::atomic<uint64_t> count{0};
   };
   uint64_t seed_;
   std::shared_mutex naming_;
   std::map<void*, std::unique_ptr<Named>> streams_;
   std::optional<Role> slow_;
+  std::vector<int> slow_ranks_;  // none: all
   std::optional<device::HandOver> dropped_;
   std::atomic<int64_t> steps_{0}, poisoned_{0};
 };

@@ -12,7 +12,6 @@ namespace quadrille::testing {
 namespace {
 
 constexpr int64_t kGroup = 128;
-constexpr int64_t kSharedWidth = 640;
 constexpr int64_t kRowsBytes = kTokens * kHidden * 2;
 
 device::Buffer poisoned(size_t bytes, device::Stream stream) {
@@ -20,6 +19,8 @@ device::Buffer poisoned(size_t bytes, device::Stream stream) {
   must(device::fill(buffer.get(), kPoison, bytes, stream));
   return buffer;
 }
+
+}  // namespace
 
 moe::DeviceMlp make_shard(const kernels::DeviceTable& table, int64_t experts, int64_t width, int64_t first_expert,
                           int rank, int ranks, Memory* memory, device::Stream stream) {
@@ -47,8 +48,6 @@ moe::DeviceMlp make_shard(const kernels::DeviceTable& table, int64_t experts, in
   mlp.down_offset = cut.k_offset();
   return mlp;
 }
-
-}  // namespace
 
 RankEngine::RankEngine(parallel::DeviceCommunicator* communicator, device::Stream main)
     : table_(*must(kernels::device_table())),

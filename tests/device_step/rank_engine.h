@@ -12,6 +12,12 @@
 
 namespace quadrille::testing {
 
+// Experts [first_expert, first_expert + experts) of the given width, as tensor-parallel rank `rank` of `ranks` has
+// them.
+moe::DeviceMlp make_shard(const kernels::DeviceTable& table, int64_t experts, int64_t width, int64_t first_expert,
+                          int rank, int ranks, Memory* memory, device::Stream stream);
+inline constexpr int64_t kSharedWidth = 640;
+
 class RankEngine {
  public:
   // On the calling thread's GPU. `communicator` has two ranks; its collectives run on `main`. Both outlive the object.

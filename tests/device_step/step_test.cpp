@@ -155,7 +155,8 @@ const Mutant kMutants[] = {
     {HandOver::kStagingReady, Role::kPrepare}, {HandOver::kWeightsPrepared, Role::kPrepare},
     {HandOver::kSharedBegins, Role::kMain},    {HandOver::kSharedEnds, Role::kSide},
 };
-constexpr size_t kOfRanks = 2;  // step_ranks_test.cpp: kSharedSplit and kSharedAgreed
+// step_ranks_test.cpp: kSharedSplit and kSharedAgreed; step_experts_test.cpp: kTokensSent and kRowsReturned.
+constexpr size_t kOfRanks = 4;
 static_assert(std::size(kMutants) + kOfRanks == static_cast<size_t>(HandOver::kCount),
               "every hand-over has its mutant");
 
