@@ -32,10 +32,11 @@ Status check_options(const LoadOptions& options, const DeviceOptions& device) {
     return make_error(ErrorCode::kUnsupported,
                       "a GPU computes in round bf16, found '--round f32': leave it out, or run with '--device cpu'");
   }
-  if (options.ranks != nullptr && options.ranks->size() > 1) {
+  const auto size_of = [](const parallel::Communicator* ranks) { return ranks == nullptr ? 1 : ranks->size(); };
+  if (const int ranks = size_of(options.ranks) * size_of(options.expert_ranks); ranks > 1) {
     return make_error(ErrorCode::kUnsupported,
-                      "expected one rank on a GPU, found {}: leave '--tp' out, or run with '--device cpu'",
-                      options.ranks->size());
+                      "expected one rank on a GPU, found {}: leave '--tp' and '--ep' out, or run with '--device cpu'",
+                      ranks);
   }
   if (options.cache_pages < 0 || options.default_positions < 1 || options.max_positions < 0) {
     return make_error(ErrorCode::kInvalidArgument,
