@@ -67,36 +67,52 @@ class OnGpu : public ::testing::Test {
 };
 using DeviceModelTest = OnGpu;
 
-// Logits of the two, row by row: a bf16 model carries an error of some units of 2^-9 of the residual stream to its
-// logits; where a router chose otherwise a row is off by more, so the median row is bounded and every choice of a
-// clear margin must agree.
-void expect_near_the_cpu(const std::string& folder, Numerics numerics) {
-  SCOPED_TRACE(folder);
-  const auto gpu = on_gpu(folder, numerics);
-  model::LoadOptions options = options_of({"hopper", numerics, Rounding::kBf16});
-  const auto cpu = load_model(folder, options);
-  ASSERT_NE(cpu, nullptr);
-  const auto sequences = prompts(3, cpu->vocab_size());
-  const auto want = run_sequences(*cpu, sequences), got = run_sequences(*gpu, sequences);
-  std::vector<double> relative;
-  int64_t clear = 0;
-  for (size_t s = 0; s < sequences.size(); ++s) {
-    ASSERT_EQ(got[s].values.size(), want[s].values.size());
+// How far rows of logits are from those of another way to compute the model: rms of the difference over rms of the row.
+struct Distance {
+  std::vector<double> rows;
+  double most_surprising = 0;  // largest margin of a choice that differs, in differences of its row
+};
+Distance distance(std::span<const Tensor> got, std::span<const Tensor> want) {
+  Distance out;
+  for (size_t s = 0; s < want.size(); ++s) {
+    const int64_t width = want[s].width();
     for (int64_t t = 0; t < want[s].rows(); ++t) {
       const float* a = got[s].row(t);
       const float* b = want[s].row(t);
-      const int64_t width = want[s].width();
-      relative.push_back(rms_difference(a, b, width) / row_rms(b, width));
+      const double off = rms_difference(a, b, width);
+      out.rows.push_back(off / row_rms(b, width));
+      const auto choice = std::max_element(b, b + width) - b;
+      if (std::max_element(a, a + width) - a == choice) continue;
       std::vector<float> best(b, b + width);
       std::nth_element(best.begin(), best.begin() + 1, best.end(), std::greater<>());
-      const auto choice = std::max_element(b, b + width) - b;
-      if (b[choice] - best[1] < 0.25f * static_cast<float>(row_rms(b, width))) continue;
-      ++clear;
-      EXPECT_EQ(std::max_element(a, a + width) - a, choice) << "sequence " << s << ", token " << t;
+      out.most_surprising = std::max(out.most_surprising, static_cast<double>(b[choice] - best[1]) / off);
     }
   }
-  EXPECT_LT(median(relative), 0x1p-5) << relative.size() << " rows";
-  EXPECT_GT(clear, 0);
+  return out;
+}
+
+// What the GPU does otherwise than the CPU (order of the dense sums, attention's exponent) flips roundings to bf16, and
+// those flip e4m3 codes and choices of the router. How far that carries is the model's own: the CPU's two orders of
+// the W4A8 sums say it, and the GPU may be twice as far. Where nothing is W4A8 they are equal: then each side's
+// roundings of the residual stream, four a block and two around, may add up, half a unit of bf16 (2^-9) each.
+// Where the choice differs, the row's difference explains it: two logits of a row differ by sqrt(2) of its rms, and
+// six are more than four deviations.
+void expect_near_the_cpu(const std::string& folder, Numerics numerics) {
+  SCOPED_TRACE(folder);
+  const auto gpu = on_gpu(folder, numerics);
+  const auto cpu = load_model(folder, options_of({"hopper", numerics, Rounding::kBf16}));
+  const auto other = load_model(folder, options_of({"generic", numerics, Rounding::kBf16}));
+  ASSERT_TRUE(cpu != nullptr && other != nullptr);
+  const auto sequences = prompts(3, cpu->vocab_size());
+  const auto want = run_sequences(*cpu, sequences);
+  const Distance own = distance(run_sequences(*other, sequences), want);
+  const Distance found = distance(run_sequences(*gpu, sequences), want);
+  const double rounding = 2 * static_cast<double>(4 * cpu->config().num_layers + 2) * 0x1p-9;
+  const double bound = median(own.rows) > 0 ? 2 * median(own.rows) : rounding;
+  EXPECT_LT(median(found.rows), bound) << found.rows.size() << " rows, of the CPU " << median(own.rows);
+  EXPECT_LT(found.most_surprising, 6.0) << "of the CPU " << own.most_surprising;
+  ::testing::Test::RecordProperty("median",
+                                  fmt::format("{}: {:.4f}, CPU {:.4f}", folder, median(found.rows), median(own.rows)));
 }
 
 TEST_F(DeviceModelTest, LogitsAreNearTheCpu) {
