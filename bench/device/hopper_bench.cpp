@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// hopper_bench gemm|layer|ranks|tp [--tiles] [--burst] [--only NAME] [--rows 1,16] [--vllm] [--group G] [--tp N]: times
-// of the grouped product and of the MoE layer on this GPU, beside the roof and the best peers; of reductions between
-// all GPUs here; of the layer over N tensor-parallel ranks. docs/benchmarks.md keeps what it printed.
+// hopper_bench gemm|layer|ranks|tp|ep [--tiles] [--burst] [--only NAME] [--rows 1,16] [--vllm] [--group G] [--tp N]
+// [--ep N]: times of the grouped product and of the MoE layer on this GPU, beside the roof and the best peers; of
+// reductions between all GPUs here; of the layer over N tensor-parallel or expert-parallel ranks. docs/benchmarks.md
+// keeps what it printed.
 #include <fmt/format.h>
 
 #include <cstdio>
@@ -31,6 +32,8 @@ bool parse(int count, char** words, BenchOptions* options) {
       options->group_size = std::stoll(words[++i]);
     } else if (word == "--tp" && more) {
       options->tensor_ranks = std::stoi(words[++i]);
+    } else if (word == "--ep" && more) {
+      options->expert_ranks = std::stoi(words[++i]);
     } else if (word == "--rows" && more) {
       for (char* part = std::strtok(words[++i], ","); part != nullptr; part = std::strtok(nullptr, ",")) {
         options->rows.push_back(std::stoll(part));
@@ -48,6 +51,10 @@ int run(const std::string& what, const BenchOptions& options) {
   using bench::must;
   if (what == "tp") {
     bench::print_tensor_rows(options);
+    return 0;
+  }
+  if (what == "ep") {
+    bench::print_expert_rows(options);
     return 0;
   }
   const auto properties = must(device::properties(0));
@@ -72,11 +79,11 @@ int run(const std::string& what, const BenchOptions& options) {
 int main(int count, char** words) {
   BenchOptions options;
   const std::string what = count > 1 ? words[1] : "";
-  const bool known = what == "gemm" || what == "layer" || what == "ranks" || what == "tp";
+  const bool known = what == "gemm" || what == "layer" || what == "ranks" || what == "tp" || what == "ep";
   if (!known || !parse(count - 2, words + 2, &options)) {
     fmt::print(stderr,
-               "usage: hopper_bench gemm|layer|ranks|tp [--tiles] [--burst] [--only NAME] [--rows 1,16] [--vllm] "
-               "[--group G] [--tp N]\n");
+               "usage: hopper_bench gemm|layer|ranks|tp|ep [--tiles] [--burst] [--only NAME] [--rows 1,16] [--vllm] "
+               "[--group G] [--tp N] [--ep N]\n");
     return 2;
   }
   if (const auto ok = quadrille::device::available(); !ok) {

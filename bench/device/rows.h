@@ -18,6 +18,7 @@ struct BenchOptions {
   kernels::Numerics numerics = kernels::Numerics::kExact;
   int64_t group_size = 128;
   int tensor_ranks = 0;  // at most as many GPUs; 0: all
+  int expert_ranks = 0;  // likewise
 };
 
 // What a byte and an operation cost at the least (docs/benchmarks.md says where the numbers come from).
@@ -35,5 +36,6 @@ void print_gemm_rows(const kernels::DeviceTable& table, device::Stream stream, c
 void print_layer_rows(const kernels::DeviceTable& table, device::Stream stream, const BenchOptions& options);
 void print_rank_rows();
 void print_tensor_rows(const BenchOptions& options);
+void print_expert_rows(const BenchOptions& options);
 
 }  // namespace quadrille::bench

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "bench/device/device_data.h"
+#include "bench/device/rank_shapes.h"
 #include "bench/device/rows.h"
 #include "layout/shard_plan.h"
 #include "moe/device_layer.h"
@@ -24,32 +25,6 @@ using parallel::DeviceCommunicator;
 
 constexpr int kReplays = 30;
 constexpr int kMostCalls = 8;  // of a graph
-
-struct TensorShape {
-  const char* name;
-  int64_t hidden, width, experts, top_k;
-  int64_t shared_width;  // 0: no shared expert
-};
-constexpr TensorShape kShapes[] = {{"qwen3-235b-a22b", 4096, 1536, 128, 8, 0},
-                                   {"deepseek-v3", 7168, 2048, 256, 8, 2048}};
-
-// Ranks that say nothing to each other: the layer without its collectives.
-class SilentRank final : public DeviceCommunicator {
- public:
-  SilentRank(int rank, int size) : DeviceCommunicator(rank, size) {}
-  const char* body() const override { return "silent"; }
-  Status all_reduce_sum(float*, size_t, device::Stream) override { return {}; }
-  Status all_reduce_max(float*, size_t, device::Stream) override { return {}; }
-  Status all_gather(const void*, size_t, void*, device::Stream) override { return {}; }
-  Status all_gather_v(const void*, std::span<const size_t>, void*, device::Stream) override { return {}; }
-  Status reduce_scatter_sum(const float*, std::span<const size_t>, float*, device::Stream) override { return {}; }
-  Status all_to_all_v(const void*, std::span<const size_t>, void*, std::span<const size_t>, device::Stream) override {
-    return {};
-  }
-  Status broadcast(void*, size_t, int, device::Stream) override { return {}; }
-  Status barrier(device::Stream) override { return {}; }
-  Status check() override { return {}; }
-};
 
 // What a rank holds of the experts of one kind.
 struct ShardStack {
@@ -99,7 +74,7 @@ struct ShardStack {
 // A rank at work on one shape.
 class TensorBench {
  public:
-  TensorBench(Communicator& host, DeviceCommunicator* gpu, device::Stream stream, const TensorShape& shape,
+  TensorBench(Communicator& host, DeviceCommunicator* gpu, device::Stream stream, const RankShape& shape,
               const BenchOptions& options)
       : host_(host),
         gpu_(gpu),
@@ -230,7 +205,7 @@ class TensorBench {
   DeviceCommunicator* gpu_;
   const kernels::DeviceTable& table_;
   device::Stream stream_;
-  const TensorShape& shape_;
+  const RankShape& shape_;
   const BenchOptions& options_;
   device::OwnedStream side_;
   device::OwnedEvent shared_begins_, shared_ends_, begin_, end_;
@@ -249,7 +224,7 @@ Status time_rank(Communicator& host, const BenchOptions& options) {
   if (host.size() > 1) {
     QD_TRY(gpu, parallel::nccl_communicator(host, host.rank(), stream.get()));
   }
-  for (const TensorShape& shape : kShapes) {
+  for (const RankShape& shape : kRankShapes) {
     if (std::string(shape.name).find(options.only) == std::string::npos) continue;
     TensorBench bench(host, gpu.get(), stream.get(), shape, options);
     std::vector<int64_t> list = options.rows;
