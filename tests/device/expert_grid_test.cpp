@@ -85,13 +85,14 @@ class WorkingRank {
     must(device::synchronize(stream));
   }
 
-  // Poison everywhere, then the layer. May be captured.
-  Status enqueue() {
+  // Poison everywhere, then the layer; the shared expert beside the others or behind them. May be captured.
+  Status enqueue(bool beside) {
     QD_TRY_STATUS(device::fill(workspace_, kPoison, size_, stream_));
     if (batch_.num_tokens > 0) QD_TRY_STATUS(device::fill(batch_.out, kPoison, own_values() * 2, stream_));
     const moe::ExpertCall call{peer_table_, placement_, case_.rank_tokens, region_};
-    return moe::run_expert_parallel_layer(table_, layer_, batch_, call, workspace_, size_, streams(), status_,
-                                          kOptions);
+    const moe::DeviceStreams one{.main = stream_};
+    return moe::run_expert_parallel_layer(table_, layer_, batch_, call, workspace_, size_, beside ? streams() : one,
+                                          status_, kOptions);
   }
 
   // What differs from the rows of all tokens; waits. "" nothing.
@@ -188,10 +189,12 @@ Status run_rank(const GridCase& c, const SplitCase& split, const std::vector<uin
                       kShape.expert_of(host.rank()), kShape.tensor_of(host.rank()), problems);
   };
   QD_TRY_STATUS(host.barrier());
-  QD_TRY_STATUS(rank.enqueue());
+  QD_TRY_STATUS(rank.enqueue(true));
   QD_TRY_STATUS(compare("eager"));
   QD_TRY_STATUS(host.barrier());  // what makes a graph waits for nobody's kernel
-  QD_TRY(const device::Graph graph, device::Graph::capture(stream.get(), [&] { return rank.enqueue(); }));
+  // The branches of graphs that share a GPU may share its queues: there, no branch.
+  const bool branches = links != GridLinks::kPeers;
+  QD_TRY(const device::Graph graph, device::Graph::capture(stream.get(), [&] { return rank.enqueue(branches); }));
   QD_TRY_STATUS(host.barrier());
   for (int replay = 0; replay < 3; ++replay) QD_TRY_STATUS(graph.launch(stream.get()));
   QD_TRY_STATUS(compare("graph"));
