@@ -11,6 +11,7 @@
 #include "cli/eval_prompts.h"
 #include "cli/json_output.h"
 #include "cli/load_model.h"
+#include "cli/rank_grid.h"
 #include "cli/ranks.h"
 #include "cli/signals.h"
 #include "cli/text_model.h"
@@ -173,7 +174,7 @@ Result<EndToEnd> compare_texts(model::AnyModel* one, model::AnyModel& many, para
 
 void print_report(Console& console, const VerifyOptions& options, const VerifyReport& report, const std::string& how) {
   const LayerReport& layers = report.layers;
-  console.print("{}: {} ranks against one ({})\n\n", options.model.folder, options.model.tp, how);
+  console.print("{}: {} ranks against one ({})\n\n", options.model.folder, num_ranks(options.model), how);
   console.print("layer by layer, from equal input: {}\n",
                 layers.differing_tensors == 0 ? "equal" : fmt::format("{} tensors differ", layers.differing_tensors));
   if (!layers.found.empty()) console.print("  first: {}\n", layers.found[0].text());
@@ -219,7 +220,7 @@ nlohmann::json report_json(const VerifyOptions& options, const VerifyReport& rep
                      {"within", d.is_explained()}});
   }
   return {{"model", options.model.folder},
-          {"ranks", options.model.tp},
+          {"ranks", num_ranks(options.model)},
           {"settings", settings},
           {"equal", report.is_equal()},
           {"layers",
@@ -251,6 +252,30 @@ SumRules sum_rules(const LoadedModel& many, int ranks) {
   return rules;
 }
 
+// Before any rank starts: what cannot be compared at all.
+Status check_subject(const VerifyOptions& options) {
+  if (options.model.on_gpu()) {
+    return make_error(
+        ErrorCode::kUnsupported,
+        "--device {}: verify compares stages that only models on the CPU show; leave --device out (--kernels "
+        "hopper computes the bits of a GPU)",
+        options.model.device);
+  }
+  if (options.other.empty()) return {};
+  QD_TRY(const model::ModelConfig one, model::read_model_config(options.model.folder));
+  QD_TRY(const model::ModelConfig other, model::read_model_config(options.other));
+  const auto shape = [](const model::ModelConfig& c) {
+    return fmt::format(
+        "{} layers, hidden size {}, {} and {} heads of {}, {} experts of width {}, {} of each token, "
+        "shared width {}, dense width {}, vocabulary {}",
+        c.num_layers, c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim, c.router.num_experts, c.expert_width,
+        c.router.top_k, c.shared_width, c.dense_width, c.vocab_size);
+  };
+  if (shape(one) == shape(other)) return {};
+  throw CLI::ValidationError("--other", fmt::format("{} has another shape than {}: {}; expected {}", options.other,
+                                                    options.model.folder, shape(other), shape(one)));
+}
+
 // On every rank; rank 0 also has the model of one rank.
 Status run_verify(Console& console, const VerifyOptions& options) {
   parallel::Communicator& ranks = *options.model.ranks;
@@ -265,21 +290,23 @@ Status run_verify(Console& console, const VerifyOptions& options) {
   ModelOptions of_ranks = options.model;
   if (!options.other.empty()) of_ranks.folder = options.other;
   QD_TRY(const LoadedModel many, load_model(console, of_ranks, positions));
-  const SumRules rules = sum_rules(many, ranks.size());
+  const SumRules rules = sum_rules(many, options.model.tp);
   std::optional<LoadedModel> one;
   std::vector<TraceRecord> trace;
   if (ranks.rank() == 0) {
     ModelOptions alone = options.model;
     alone.tp = 1;
-    alone.ranks = nullptr;
+    alone.ep = 1;
+    alone.ranks = alone.tensor_ranks = alone.expert_ranks = nullptr;
     QD_TRY(LoadedModel loaded, load_model(console, alone, positions));
     one.emplace(std::move(loaded));
     const auto set = [&](model::StepObserver* observer) { one->model->set_observer(observer); };
     QD_TRY(trace, record_trace(*one->model, set, sequences, rules));
   }
   QD_TRY_STATUS(share_trace(ranks, &trace));
+  const RankGroups grid{ranks, options.model.tensor_ranks == nullptr ? ranks : *options.model.tensor_ranks};
   VerifyReport report;
-  QD_TRY(report.layers, compare_layers(*many.model, ranks, trace, sequences));
+  QD_TRY(report.layers, compare_layers(*many.model, grid, trace, sequences));
   QD_TRY(report.repeat, check_repeats(*many.model, ranks, sequences, trace));
   QD_TRY(report.texts, compare_texts(one ? &*one->model : nullptr, *many.model, ranks, subject, rules));
   if (options.as_json && !console.muted()) {
@@ -300,6 +327,7 @@ void add_verify(CLI::App& program, std::vector<Command>& commands) {
   auto options = std::make_shared<VerifyOptions>();
   add_model_options(*app, options->model);
   add_rank_options(*app, options->model);
+  add_grid_options(*app, options->model);
   auto* prompt = app->add_option("--prompt", options->prompt, "Text to answer; default: token sequences from the seed")
                      ->type_name("TEXT");
   app->add_option("--problems", options->problems, "Answer the problems of a GSM8K or MMLU-Pro file")
@@ -312,17 +340,18 @@ void add_verify(CLI::App& program, std::vector<Command>& commands) {
   app->add_option("--other", options->other, "Load the ranks from this folder: finds where a copy of a model differs")
       ->type_name("FOLDER");
   app->add_flag("--json", options->as_json, "Print one JSON object instead of the table");
-  commands.push_back({app, [options](Console& console) {
-                        return run_on_ranks(
-                            console, options->model, [&](Console& own_console, const ModelOptions& model) -> Status {
-                              if (model.ranks == nullptr) {
-                                throw CLI::ValidationError("--tp", "needs at least 2 ranks to compare with one");
-                              }
-                              VerifyOptions own = *options;
-                              own.model = model;
-                              return run_verify(own_console, own);
-                            });
-                      }});
+  commands.push_back(
+      {app, [options](Console& console) -> Status {
+         QD_TRY_STATUS(check_subject(*options));
+         return run_on_ranks(console, options->model, [&](Console& own_console, const ModelOptions& model) -> Status {
+           if (model.ranks == nullptr) {
+             throw CLI::ValidationError("--tp", "needs at least 2 ranks (of --tp times --ep) to compare with one");
+           }
+           VerifyOptions own = *options;
+           own.model = model;
+           return run_verify(own_console, own);
+         });
+       }});
 }
 
 }  // namespace quadrille::cli

@@ -42,7 +42,7 @@ const char* value_form(const std::string& stage) {
 
 class Comparer final : public model::StepObserver {
  public:
-  Comparer(const std::vector<TraceRecord>& trace, const Sequences& sequences, parallel::Communicator& ranks,
+  Comparer(const std::vector<TraceRecord>& trace, const Sequences& sequences, const RankGroups& ranks,
            const std::vector<layout::ModelShard>& shards)
       : trace_(trace), sequences_(sequences), ranks_(ranks), shards_(shards) {}
 
@@ -104,7 +104,7 @@ class Comparer final : public model::StepObserver {
 
  private:
   const layout::LayerShard& shard(int64_t layer) const {
-    return shards_[static_cast<size_t>(ranks_.rank())].layers[static_cast<size_t>(layer)];
+    return shards_[static_cast<size_t>(ranks_.tensor.rank())].layers[static_cast<size_t>(layer)];
   }
   const layout::MlpShard& mlp(const TraceRecord& record) const {
     const layout::LayerShard& held = shard(record.layer);
@@ -112,9 +112,15 @@ class Comparer final : public model::StepObserver {
     return record.module == Module::kShared ? held.shared : held.dense;
   }
 
+  static bool is_inside_moe(const TraceRecord& record) {
+    return record.module == Module::kShared ||
+           (record.module == Module::kExperts && !record.stage.starts_with("router"));
+  }
+
   // The record of what is computed now; null once both sides no longer do the same.
   const TraceRecord* next(int64_t layer, Module module, const char* stage) {
     if (!failed) return nullptr;
+    while (ranks_.has_expert_ranks() && at_ < trace_.size() && is_inside_moe(trace_[at_])) ++at_;
     if (at_ < trace_.size()) {
       const TraceRecord& record = trace_[at_++];
       if (record.layer == layer && record.module == module && record.stage == stage) return &record;
@@ -168,12 +174,14 @@ class Comparer final : public model::StepObserver {
     ++report.tensors;
     std::optional<Difference> first;
     if (rows != record.rows) {
-      add(difference(record, 0, 0, fmt::format("{} rows", record.rows), fmt::format("{} rows", rows), ranks_.rank()));
+      add(difference(record, 0, 0, fmt::format("{} rows", record.rows), fmt::format("{} rows", rows),
+                     ranks_.all.rank()));
       return;
     }
     const auto differs = [&](int64_t r, int64_t whole_column, T expected, T found) {
       if (std::memcmp(&expected, &found, sizeof(T)) == 0) return;
-      if (!first) first = difference(record, r, whole_column, value_text(expected), value_text(found), ranks_.rank());
+      if (!first)
+        first = difference(record, r, whole_column, value_text(expected), value_text(found), ranks_.all.rank());
       ++first->count;
     };
     for (int64_t r = 0; r < rows; ++r) {
@@ -196,7 +204,7 @@ class Comparer final : public model::StepObserver {
   void compare_partial(const TraceRecord& record, const float* rows) {
     std::vector<float> sum(rows, rows + record.rows * record.width);
     if (!shards_.empty() && !sum.empty()) {
-      if (Status done = ranks_.all_reduce_sum(sum); !done) {
+      if (Status done = ranks_.tensor.all_reduce_sum(sum); !done) {
         failed = done;
         return;
       }
@@ -226,7 +234,7 @@ class Comparer final : public model::StepObserver {
       ++first->count;
     }
     report.sums += record.rows * record.width;
-    if (first && ranks_.rank() == 0) add(std::move(*first));
+    if (first && ranks_.all.rank() == 0) add(std::move(*first));
   }
 
   void add(Difference difference) {
@@ -261,9 +269,10 @@ class Comparer final : public model::StepObserver {
 
   int rank_of_token(int64_t token) const {
     for (const layout::ModelShard& held : shards_) {
-      if (token >= held.vocabulary.begin && token < held.vocabulary.end) return held.rank;
+      const bool holds = token >= held.vocabulary.begin && token < held.vocabulary.end;
+      if (holds) return ranks_.all.rank() - ranks_.tensor.rank() + held.rank;
     }
-    return ranks_.rank();
+    return ranks_.all.rank();
   }
 
   std::string module_name(const TraceRecord& record, int64_t row, int64_t column) const {
@@ -273,7 +282,7 @@ class Comparer final : public model::StepObserver {
     if (record.module == Module::kFeedForward) return "mlp";
     if (record.module == Module::kAttention) {
       if (stage == "q" || stage == "k" || stage == "v") return "self_attn." + stage + "_proj";
-      return stage == "update" ? "self_attn" : "self_attn.o_proj";
+      return "self_attn.o_proj";
     }
     if (stage.starts_with("router")) return "mlp.gate";
     std::string name = "mlp.";
@@ -292,7 +301,7 @@ class Comparer final : public model::StepObserver {
 
   const std::vector<TraceRecord>& trace_;
   const Sequences& sequences_;
-  parallel::Communicator& ranks_;
+  RankGroups ranks_;
   const std::vector<layout::ModelShard>& shards_;
   size_t at_ = 0;
   std::vector<int64_t> experts_;  // first slot of each expert, of the layer that runs
@@ -327,18 +336,18 @@ std::string Difference::text() const {
   return line + fmt::format(" ({}; {} values of this tensor differ)", step, count);
 }
 
-Result<LayerReport> compare_layers(model::AnyModel& model, parallel::Communicator& ranks,
+Result<LayerReport> compare_layers(model::AnyModel& model, const RankGroups& ranks,
                                    const std::vector<TraceRecord>& trace, const Sequences& sequences) {
   Comparer comparer(trace, sequences, ranks, model.shards());
   model.set_observer(&comparer);
-  Status done = run_steps(model, sequences, &ranks, {}, [&](int32_t, std::span<const float> logits, int64_t rows) {
+  Status done = run_steps(model, sequences, &ranks.all, {}, [&](int32_t, std::span<const float> logits, int64_t rows) {
     comparer.logits(logits.data(), rows, static_cast<int64_t>(logits.size()) / rows);
   });
   model.set_observer(nullptr);
   QD_TRY_STATUS(done);
   QD_TRY_STATUS(comparer.failed);
   LayerReport report = comparer.report;
-  QD_TRY(const std::vector<std::string> texts, gather_texts(ranks, to_json(report).dump()));
+  QD_TRY(const std::vector<std::string> texts, gather_texts(ranks.all, to_json(report).dump()));
   report.found.clear();
   report.differing_tensors = 0;
   for (const std::string& text : texts) take_json(text, &report);

@@ -39,8 +39,16 @@ struct LayerReport {
   int64_t differing_tensors = 0;  // over all ranks
 };
 
-// A collective: every rank calls it with the same trace and sequences. Every rank gets the report.
-Result<LayerReport> compare_layers(model::AnyModel& model, parallel::Communicator& ranks,
+// The ranks of a grid as one rank sees them; `tensor`, the ranks that cut its layers, is `all` without expert ranks.
+struct RankGroups {
+  parallel::Communicator& all;
+  parallel::Communicator& tensor;
+  bool has_expert_ranks() const { return all.size() != tensor.size(); }
+};
+
+// A collective: every rank calls it with the same trace and sequences. Every rank gets the report. With expert ranks
+// the stages inside a MoE block, which belong to other tokens on each rank, are left out: its output is compared.
+Result<LayerReport> compare_layers(model::AnyModel& model, const RankGroups& ranks,
                                    const std::vector<TraceRecord>& trace, const Sequences& sequences);
 
 }  // namespace quadrille::cli
