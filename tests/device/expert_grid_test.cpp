@@ -90,7 +90,8 @@ class WorkingRank {
     QD_TRY_STATUS(device::fill(workspace_, kPoison, size_, stream_));
     if (batch_.num_tokens > 0) QD_TRY_STATUS(device::fill(batch_.out, kPoison, own_values() * 2, stream_));
     const moe::ExpertCall call{peer_table_, placement_, case_.rank_tokens, region_};
-    const moe::DeviceStreams one{.main = stream_};
+    moe::DeviceStreams one;
+    one.main = stream_;
     return moe::run_expert_parallel_layer(table_, layer_, batch_, call, workspace_, size_, beside ? streams() : one,
                                           status_, kOptions);
   }
