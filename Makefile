@@ -34,8 +34,9 @@ bench: build
 	@$(BUILD)/bin/quadrille bench $(MODEL)/w4a8
 	@$(BUILD)/bin/quadrille bench --shape qwen3-30b-a3b --layers 4
 
-eval: program  # the whole of both held-out sets, W4A8 and bf16 (about half an hour on two cores)
+eval: program  # the whole of both held-out sets, W4A8 and bf16, and W4A8 over ranks (most of an hour on two cores)
 	@tools/eval_abacus.sh $(BUILD)
+	@tools/eval_ranks.py $(BUILD)
 
 check:
 	@tools/setup.sh check
