@@ -143,7 +143,10 @@ void add_rank_options(CLI::App& app, ModelOptions& options) {
 Status run_on_ranks(Console& console, const ModelOptions& options, const RankBody& body) {
   QD_TRY(const parallel::Launch launch, parallel::detect_launch());
   if (launch.size == 1) return num_ranks(options) == 1 ? body(console, options) : run_threads(console, options, body);
-  QD_TRY(const ModelOptions fitted, fit_launch(options, launch));
+  QD_TRY(ModelOptions fitted, fit_launch(options, launch));
+  if (fitted.threads == 0) {
+    fitted.threads = parallel::share_of_cores(usable_cores(), cores_of_parent(), launch.local_size);
+  }
   return run_process(console, fitted, launch, body);
 }
 

@@ -17,11 +17,11 @@ namespace quadrille::cli {
 void add_rank_options(CLI::App& app, ModelOptions& options);
 
 // Runs `body` on every rank of this process, with a console (mute on ranks above 0) and options whose `ranks` is the
-// rank's communicator (null: one rank) and whose threads are its share. Errors: those of the body, in front the rank
-// and its phase; kInvalidArgument when --tp times --ep is not the number of processes of the launch; those of the
-// rendezvous. In a launch of several processes a lost rank ends this process with a line that names it, also while the
-// body is blocked; so does a stop signal that the body does not answer in time. With threads the process ends at the
-// latest five seconds after the first rank failed.
+// rank's communicator (null: one rank) and whose threads are its share of the cores of the machine (in a launch: where
+// --threads is not given). Errors: those of the body, in front the rank and its phase; kInvalidArgument when --tp times
+// --ep is not the number of processes of the launch; those of the rendezvous. In a launch of several processes a lost
+// rank ends this process with a line that names it, also while the body is blocked; so does a stop signal that the body
+// does not answer in time. With threads the process ends at the latest five seconds after the first rank failed.
 using RankBody = std::function<Status(Console& console, const ModelOptions& options)>;
 Status run_on_ranks(Console& console, const ModelOptions& options, const RankBody& body);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "parallel/launch.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <string_view>
@@ -71,6 +72,7 @@ Result<Launch> from_torchrun(const ReadVariable& read) {
   launch.launcher = Launcher::kTorchrun;
   QD_TRY_STATUS(read_ranks(variables, "RANK", "WORLD_SIZE", "LOCAL_RANK", launch));
   if (launch.size == 1) return launch;
+  QD_TRY(launch.local_size, variables.number_or("LOCAL_WORLD_SIZE", 1, launch.size, 1));
   launch.master_host = variables.text("MASTER_ADDR");
   if (launch.master_host.empty()) {
     return make_error(ErrorCode::kInvalidArgument,
@@ -95,6 +97,7 @@ Result<Launch> from_open_mpi(const ReadVariable& read) {
   launch.launcher = Launcher::kOpenMpi;
   QD_TRY_STATUS(
       read_ranks(variables, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", launch));
+  QD_TRY(launch.local_size, variables.number_or("OMPI_COMM_WORLD_LOCAL_SIZE", 1, launch.size, 1));
   return launch;
 }
 
@@ -106,6 +109,8 @@ Result<Launch> from_slurm(const ReadVariable& read) {
   const char* size = variables.has("SLURM_STEP_NUM_TASKS") ? "SLURM_STEP_NUM_TASKS" : "SLURM_NTASKS";
   QD_TRY_STATUS(read_ranks(variables, "SLURM_PROCID", size, "SLURM_LOCALID", launch));
   if (launch.size == 1) return launch;
+  QD_TRY(const int node, variables.number_or("SLURM_NODEID", 0, kMostRanks, 0));
+  launch.local_size = std::clamp(number_of_node(variables.text("SLURM_STEP_TASKS_PER_NODE"), node), 1, launch.size);
   launch.master_host = variables.text("MASTER_ADDR");
   if (launch.master_host.empty()) launch.master_host = first_host(variables.text("SLURM_STEP_NODELIST"));
   if (launch.master_host.empty()) launch.master_host = first_host(variables.text("SLURM_JOB_NODELIST"));
@@ -137,6 +142,30 @@ const char* launcher_name(Launcher launcher) {
       return "slurm";
   }
   return "unknown";
+}
+
+int share_of_cores(int own, int launchers, int local_size) {
+  return std::clamp(launchers / local_size, 1, std::max(own, 1));
+}
+
+int number_of_node(const std::string& numbers, int node) {
+  const char* at = numbers.data();
+  const char* const end = at + numbers.size();
+  while (at < end) {
+    int number = 0, nodes = 1;
+    const auto first = std::from_chars(at, end, number);
+    if (first.ec != std::errc() || number < 0) return 0;
+    at = first.ptr;
+    if (std::string_view(at, end).starts_with("(x")) {
+      const auto second = std::from_chars(at + 2, end, nodes);
+      if (second.ec != std::errc() || nodes < 1 || second.ptr == end || *second.ptr != ')') return 0;
+      at = second.ptr + 1;
+    }
+    if (node < nodes) return number;
+    node -= nodes;
+    if (at < end && *at++ != ',') return 0;
+  }
+  return 0;
 }
 
 std::string first_host(const std::string& node_list) {

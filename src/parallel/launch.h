@@ -19,6 +19,7 @@ struct Launch {
   int rank = 0;
   int size = 1;
   int local_rank = 0;  // among the ranks of this machine: which GPU is its own
+  int local_size = 1;  // ranks of this machine; 1 where the launcher does not say
   // Where rank 0 waits for the others; empty and 0 under mpirun, where MPI itself connects them. Rank 0 takes the first
   // free one of `num_ports` ports.
   std::string master_host;
@@ -35,7 +36,15 @@ using ReadVariable = std::function<const char*(const char* name)>;
 Result<Launch> detect_launch(const ReadVariable& read);
 Result<Launch> detect_launch();
 
+// Threads for one of `local_size` ranks of a machine, so that together they have one a core: `own` are the cores that
+// this process may use, `launchers` those of the process that started it. Ranks that were bound each to cores of its
+// own keep these; ranks that share a mask share its cores. At least 1.
+int share_of_cores(int own, int launchers, int local_size);
+
 // The first host of a Slurm node list: "n[03-07,9],m1" is n03. Empty when it has none.
 std::string first_host(const std::string& node_list);
+
+// Entry `node` of a Slurm list of numbers: 2 is that of nodes 0 to 2 in "2(x3),1". 0 when it has none.
+int number_of_node(const std::string& numbers, int node);
 
 }  // namespace quadrille::parallel

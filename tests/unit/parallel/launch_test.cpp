@@ -55,6 +55,50 @@ TEST(Launch, ReadsTorchrun) {
   EXPECT_EQ(launch->num_ports, 1);
 }
 
+TEST(Launch, KnowsHowManyRanksShareTheMachine) {
+  const Variables mpi = {{"OMPI_COMM_WORLD_RANK", "5"}, {"OMPI_COMM_WORLD_SIZE", "8"}};
+  const Variables slurm = {{"SLURM_PROCID", "7"},
+                           {"SLURM_NTASKS", "9"},
+                           {"SLURM_JOB_ID", "44"},
+                           {"SLURM_STEP_ID", "0"},
+                           {"SLURM_STEP_NODELIST", "n[0-3]"},
+                           {"SLURM_STEP_TASKS_PER_NODE", "2(x3),3"}};
+  const auto local_size = [](const Variables& variables) {
+    const auto launch = detect(variables);
+    EXPECT_TRUE(launch) << launch.error().message;
+    return launch ? launch->local_size : -1;
+  };
+  EXPECT_EQ(local_size(with(kTorchrun, "LOCAL_WORLD_SIZE", "4")), 4);
+  EXPECT_EQ(local_size(with(mpi, "OMPI_COMM_WORLD_LOCAL_SIZE", "2")), 2);
+  EXPECT_EQ(local_size(with(slurm, "SLURM_NODEID", "2")), 2);
+  EXPECT_EQ(local_size(with(slurm, "SLURM_NODEID", "3")), 3);
+  // Nobody says, or the list ends before the node.
+  EXPECT_EQ(local_size(kTorchrun), 1);
+  EXPECT_EQ(local_size(mpi), 1);
+  EXPECT_EQ(local_size(with(slurm, "SLURM_NODEID", "4")), 1);
+  EXPECT_NE(error_of(with(kTorchrun, "LOCAL_WORLD_SIZE", "9")).find("LOCAL_WORLD_SIZE is '9'"), std::string::npos);
+}
+
+TEST(Launch, FindsTheNumberOfANode) {
+  EXPECT_EQ(number_of_node("4", 0), 4);
+  EXPECT_EQ(number_of_node("4", 1), 0);
+  EXPECT_EQ(number_of_node("2(x3),1,5(x2)", 2), 2);
+  EXPECT_EQ(number_of_node("2(x3),1,5(x2)", 3), 1);
+  EXPECT_EQ(number_of_node("2(x3),1,5(x2)", 5), 5);
+  for (const char* bad : {"", "x", "2(x", "2(x3", "2(x0),1", "2;1", "-2"}) EXPECT_EQ(number_of_node(bad, 1), 0) << bad;
+}
+
+TEST(Launch, RanksOfAMachineShareItsCores) {
+  EXPECT_EQ(share_of_cores(64, 64, 8), 8);
+  EXPECT_EQ(share_of_cores(64, 64, 1), 64);
+  EXPECT_EQ(share_of_cores(7, 7, 2), 3);
+  EXPECT_EQ(share_of_cores(2, 2, 5), 1);
+  // Bound by the launcher: each to its own 4 of 64; two of four ranks to each half; one core each.
+  EXPECT_EQ(share_of_cores(4, 64, 8), 4);
+  EXPECT_EQ(share_of_cores(32, 64, 4), 16);
+  EXPECT_EQ(share_of_cores(1, 2, 2), 1);
+}
+
 TEST(Launch, GoesBesideThePortOfTorchrunsAgent) {
   const auto launch = detect(with(kTorchrun, "TORCHELASTIC_USE_AGENT_STORE", "True"));
   ASSERT_TRUE(launch);
