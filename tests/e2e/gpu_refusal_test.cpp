@@ -26,8 +26,8 @@ TEST(GpuRefusal, EveryCommandSaysWhyInOneLine) {
   const std::vector<std::vector<std::string>> commands = {
       {"run", folder(), "Hello"},
       {"chat", folder()},
-      {"eval", folder(), "--task", "gsm8k", "--data", std::string(QD_SOURCE_DIR) + "/models/abacus/gsm8k.jsonl",
-       "--limit", "1", "--json", place / "r.json"},
+      {"eval", "gsm8k", folder(), "--data", std::string(QD_SOURCE_DIR) + "/models/abacus/gsm8k.jsonl", "--limit", "1",
+       "--json", place / "r.json"},
       {"logits", folder(), "--ids", place / "ids.json", "--out", place / "l.safetensors"},
       {"bench", folder()},
       {"bench", "--shape", "olmoe-1b-7b", "--layers", "1"}};
