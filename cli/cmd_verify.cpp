@@ -5,6 +5,7 @@
 #include <cmath>
 #include <memory>
 #include <random>
+#include <set>
 
 #include "cli/commands.h"
 #include "cli/eval_answer.h"
@@ -45,8 +46,14 @@ struct Repeat {
   double logit_difference = 0;  // of the ranks to one rank, each on its own
 };
 
+// Of all MoE layers together: an expert that no token chose has not been compared.
+struct ExpertsSeen {
+  int64_t all = 0, seen = 0;
+};
+
 struct VerifyReport {
   LayerReport layers;
+  ExpertsSeen experts;
   EndToEnd texts;
   Repeat repeat;
   bool is_equal() const {
@@ -99,6 +106,15 @@ Result<Subject> make_subject(const VerifyOptions& options, const model::ModelCon
     if (subject.text) request.stop_ids = subject.text->stop_ids(config);
   }
   return subject;
+}
+
+ExpertsSeen count_experts(const model::ModelConfig& config, const std::vector<TraceRecord>& trace) {
+  std::set<std::pair<int32_t, int32_t>> chosen;  // layer, expert
+  for (const TraceRecord& record : trace) {
+    if (record.stage != "router_ids") continue;
+    for (int64_t i = 0; i < record.rows * record.width; ++i) chosen.emplace(record.layer, record.as<int32_t>()[i]);
+  }
+  return {config.num_moe_layers() * config.router.num_experts, static_cast<int64_t>(chosen.size())};
 }
 
 Result<Repeat> check_repeats(model::AnyModel& many, parallel::Communicator& ranks, const Sequences& sequences,
@@ -181,6 +197,9 @@ void print_report(Console& console, const VerifyOptions& options, const VerifyRe
   for (size_t i = 1; i < layers.found.size(); ++i) console.print("  then:  {}\n", layers.found[i].text());
   console.print("  on rank 0: {} tensors; {} values bit for bit, {} sums up to {:.0f} % of their bounds\n",
                 layers.tensors, layers.values, layers.sums, 100 * layers.largest_share);
+  if (report.experts.all > 0) {
+    console.print("  experts that some token chose: {} of {}\n", report.experts.seen, report.experts.all);
+  }
   const EndToEnd& texts = report.texts;
   console.print("end to end: {} of {} texts equal", texts.equal, texts.texts);
   if (texts.right_one >= 0) console.print("; {} right, one rank {}", texts.right_many, texts.right_one);
@@ -229,6 +248,8 @@ nlohmann::json report_json(const VerifyOptions& options, const VerifyReport& rep
             {"sums", report.layers.sums},
             {"largest_share_of_a_bound", report.layers.largest_share},
             {"differing_tensors", report.layers.differing_tensors},
+            {"experts", report.experts.all},
+            {"experts_chosen", report.experts.seen},
             {"found", found}}},
           {"texts",
            {{"count", report.texts.texts},
@@ -306,6 +327,7 @@ Status run_verify(Console& console, const VerifyOptions& options) {
   QD_TRY_STATUS(share_trace(ranks, &trace));
   const RankGroups grid{ranks, options.model.tensor_ranks == nullptr ? ranks : *options.model.tensor_ranks};
   VerifyReport report;
+  report.experts = count_experts(config, trace);
   QD_TRY(report.layers, compare_layers(*many.model, grid, trace, sequences));
   QD_TRY(report.repeat, check_repeats(*many.model, ranks, sequences, trace));
   QD_TRY(report.texts, compare_texts(one ? &*one->model : nullptr, *many.model, ranks, subject, rules));

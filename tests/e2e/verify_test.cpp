@@ -68,6 +68,8 @@ void expect_equal(const json& report, int ranks) {
   EXPECT_EQ(report["layers"]["differing_tensors"], 0);
   EXPECT_GT(report["layers"]["tensors"], 150);
   EXPECT_GT(report["layers"]["values"], 50'000);
+  EXPECT_GT(report["layers"]["experts_chosen"], 0);
+  EXPECT_LE(report["layers"]["experts_chosen"], report["layers"]["experts"]);
   EXPECT_EQ(report["texts"]["beyond_bound"], 0);
   EXPECT_EQ(report["repeats"], true);
   EXPECT_EQ(report["ranks_agree"], true);
