@@ -2,6 +2,7 @@
 // Drives Forward directly: one sequence, pages in order, random tokens (so that routing is spread).
 #include "cli/bench_measure.h"
 
+#include <algorithm>
 #include <chrono>
 #include <numeric>
 #include <random>
@@ -9,6 +10,7 @@
 
 #include "bench/ceilings.h"
 #include "cli/bench_shapes.h"
+#include "cli/ranks.h"
 #include "cli/signals.h"
 
 namespace quadrille::cli {
@@ -48,6 +50,23 @@ class OneSequence {
   std::vector<float> logits_;
 };
 
+// Adds up over the ranks what each has found.
+Status sum_over(parallel::Communicator* ranks, std::span<double> values) {
+  if (ranks == nullptr || ranks->size() == 1) return {};
+  std::vector<double> all(values.size() * static_cast<size_t>(ranks->size()));
+  QD_TRY_STATUS(ranks->all_gather(std::as_bytes(values), std::as_writable_bytes(std::span(all))));
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = 0;
+    for (size_t at = i; at < all.size(); at += values.size()) values[i] += all[at];
+  }
+  return {};
+}
+
+// So that the probes of all ranks share the machine as their steps do.
+Status meet(parallel::Communicator* ranks) {
+  return ranks == nullptr ? Status() : ranks->barrier();
+}
+
 }  // namespace
 
 double BenchSeries::median_seconds() const {
@@ -64,14 +83,12 @@ int64_t bench_positions(const BenchPlan& plan) {
   return plan.prefill_tokens + plan.decode_tokens;
 }
 
-Result<BenchResult> measure(model::AnyModel& model, ThreadPool& pool, const BenchPlan& plan,
-                            const std::function<void(int64_t done, int64_t total)>& progress) {
+Result<BenchResult> measure(model::AnyModel& model, ThreadPool& pool, parallel::Communicator* ranks,
+                            const BenchPlan& plan, const std::function<void(int64_t done, int64_t total)>& progress) {
   const int64_t bytes_a_value = model.rounding() == kernels::Rounding::kF32 ? 4 : 2;
   BenchResult result;
   // A decode step in the middle of the measured ones stands for the length of the context.
   const int64_t context = plan.prefill_tokens + plan.decode_tokens / 2;
-  result.decode.work =
-      static_cast<double>(model.memory().bytes_read_per_token) + kv_bytes_read(model.config(), context, bytes_a_value);
   result.prefill.work = prefill_flops(model.config(), plan.prefill_tokens);
   OneSequence sequence(model, plan.seed);
   bench::Ceilings ceilings(pool);
@@ -79,12 +96,16 @@ Result<BenchResult> measure(model::AnyModel& model, ThreadPool& pool, const Benc
   for (int64_t round = 0; round <= plan.rounds; ++round) {
     progress(round, plan.rounds + 1);
     if (round == 1) ceilings.clear();
+    QD_TRY_STATUS(meet(ranks));
     ceilings.probe_dot(unit);
+    QD_TRY_STATUS(meet(ranks));
     QD_TRY(const double prefill_seconds, sequence.step(0, plan.prefill_tokens));
+    QD_TRY_STATUS(meet(ranks));
     ceilings.probe_read();
+    QD_TRY_STATUS(meet(ranks));
     std::vector<double> decode_seconds;
     for (int64_t i = 0; i < plan.decode_tokens; ++i) {
-      if (interrupted()) return interrupted_error("bench");
+      if (any_rank(ranks, interrupted())) return interrupted_error("bench");
       QD_TRY(const double seconds, sequence.step(plan.prefill_tokens + i, 1));
       decode_seconds.push_back(seconds);
     }
@@ -92,11 +113,15 @@ Result<BenchResult> measure(model::AnyModel& model, ThreadPool& pool, const Benc
     result.prefill.seconds.push_back(prefill_seconds);
     result.decode.seconds.push_back(bench::median(decode_seconds));
   }
-  ceilings.saw_dot_rate(result.prefill.reached());
-  ceilings.saw_read_rate(result.decode.reached());
-  result.prefill.ceiling = ceilings.dot_rate();
+  double of_ranks[] = {static_cast<double>(model.memory().bytes_read_per_token), ceilings.read_rate(),
+                       ceilings.dot_rate()};
+  QD_TRY_STATUS(sum_over(ranks, of_ranks));
+  const auto [weight_bytes, read_rate, dot_rate] = of_ranks;
+  result.decode.work = weight_bytes + kv_bytes_read(model.config(), context, bytes_a_value);
+  // A step that is faster than every probe raises the ceiling: a ratio never exceeds one.
+  result.decode.ceiling = std::max(read_rate, result.decode.reached());
+  result.prefill.ceiling = std::max(dot_rate, result.prefill.reached());
   result.prefill.probe = bench::dot_unit_name(unit);
-  result.decode.ceiling = ceilings.read_rate();
   result.decode.probe = ceilings.best_read_form();
   return result;
 }

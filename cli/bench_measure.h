@@ -11,6 +11,7 @@
 #include "core/result.h"
 #include "core/thread_pool.h"
 #include "model/any_model.h"
+#include "parallel/communicator.h"
 
 namespace quadrille::cli {
 
@@ -22,8 +23,8 @@ struct BenchPlan {
 };
 
 struct BenchSeries {
-  double work = 0;              // bytes that a step must read, or FLOPs of a prefill
-  double ceiling = 0;           // bytes/s or FLOP/s: median over the rounds of the best probe
+  double work = 0;              // of all ranks: bytes that a step must read, or FLOPs of a prefill
+  double ceiling = 0;           // bytes/s or FLOP/s of all ranks: median over the rounds of the best probe
   std::string probe;            // what the ceiling was measured with
   std::vector<double> seconds;  // a round: of one decode step (the median of the round's), of one prefill
 
@@ -38,8 +39,9 @@ struct BenchResult {
 
 // Positions that the plan needs in the cache.
 int64_t bench_positions(const BenchPlan& plan);
-// One round more than asked for: the first only warms up. Errors of the model; kCancelled.
-Result<BenchResult> measure(model::AnyModel& model, ThreadPool& pool, const BenchPlan& plan,
-                            const std::function<void(int64_t done, int64_t total)>& progress);
+// One round more than asked for: the first only warms up. Ranks (null: one) measure and probe at the same time; the
+// seconds are those of this rank. Errors of the model; kCancelled.
+Result<BenchResult> measure(model::AnyModel& model, ThreadPool& pool, parallel::Communicator* ranks,
+                            const BenchPlan& plan, const std::function<void(int64_t done, int64_t total)>& progress);
 
 }  // namespace quadrille::cli

@@ -11,6 +11,7 @@
 #include "cli/json_output.h"
 #include "cli/load_model.h"
 #include "cli/progress.h"
+#include "cli/ranks.h"
 #include "cli/text_table.h"
 
 namespace quadrille::cli {
@@ -47,6 +48,7 @@ GpuBenchOptions gpu_options(const BenchOptions& options) {
 Result<LoadedModel> make_random(Console& console, const BenchOptions& options, int64_t positions) {
   LoadedModel loaded;
   loaded.pool = std::make_unique<ThreadPool>(options.model.threads);
+  loaded.ranks = options.model.ranks;
   QD_TRY(const model::ModelConfig config, bench_shape(options.shape, options.layers));
   QD_TRY(model::LoadOptions load, make_load_options(console, options.model, *loaded.pool));
   load.default_positions = positions;
@@ -102,9 +104,6 @@ nlohmann::json series_json(const BenchSeries& series, int64_t tokens, const char
 }
 
 Status run_bench(Console& console, BenchOptions options) {
-  if (options.shape.empty() == options.model.folder.empty()) {
-    throw CLI::ValidationError("bench", "give either a MODEL or --shape");
-  }
   if (options.model.on_gpu()) return run_gpu_bench(console, gpu_options(options));
   if (options.prefill > 0) options.plan.prefill_tokens = options.prefill;
   if (options.decode > 0) options.plan.decode_tokens = options.decode;
@@ -118,10 +117,11 @@ Status run_bench(Console& console, BenchOptions options) {
                       loaded.model->max_positions(), positions);
   }
   Progress progress(console, "bench", "rounds", options.model.quiet);
-  const auto result = measure(*loaded.model, *loaded.pool, options.plan,
+  const auto result = measure(*loaded.model, *loaded.pool, loaded.ranks, options.plan,
                               [&progress](int64_t done, int64_t total) { progress.update(done, total); });
   progress.finish();
   if (!result) return result.error();
+  if (console.muted()) return {};
   if (!options.as_json) {
     print_table(console, options, loaded, *result);
     return {};
@@ -140,6 +140,7 @@ void add_bench(CLI::App& program, std::vector<Command>& commands) {
   auto* app = program.add_subcommand("bench", "Speed of decode and prefill as ratios to the machine's ceilings");
   auto options = std::make_shared<BenchOptions>();
   add_model_options(*app, options->model);
+  add_rank_options(*app, options->model);
   app->get_option("MODEL")->required(false);
   app->add_option("--shape", options->shape, "A published model's true shape with random weights")
       ->check(CLI::IsMember(bench_shape_names()));
@@ -164,7 +165,17 @@ void add_bench(CLI::App& program, std::vector<Command>& commands) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   app->add_flag("--json", options->as_json, "Print JSON");
-  commands.push_back({app, [options](Console& console) { return run_bench(console, *options); }});
+  commands.push_back({app, [options](Console& console) {
+                        if (options->shape.empty() == options->model.folder.empty()) {
+                          throw CLI::ValidationError("bench", "give either a MODEL or --shape");
+                        }
+                        return run_on_ranks(console, options->model,
+                                            [&](Console& own_console, const ModelOptions& model) {
+                                              BenchOptions own = *options;
+                                              own.model = model;
+                                              return run_bench(own_console, std::move(own));
+                                            });
+                      }});
 }
 
 }  // namespace quadrille::cli

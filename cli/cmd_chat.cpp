@@ -10,6 +10,7 @@
 #include "cli/generate.h"
 #include "cli/line_reader.h"
 #include "cli/load_model.h"
+#include "cli/ranks.h"
 #include "cli/signals.h"
 #include "cli/text_model.h"
 
@@ -45,11 +46,14 @@ class Chat {
   Status answer(const std::string& line) {
     messages_.push_back({"user", line});
     QD_TRY(std::vector<int32_t> prompt, text_.encode_chat(messages_));
-    const auto answer = generate(engine_, make_request(std::move(prompt)), [this](std::string_view piece) {
-      console_.write(piece);
-      console_.flush();
-      return !console_.closed();
-    });
+    const auto answer = generate(
+        engine_, make_request(std::move(prompt)),
+        [this](std::string_view piece) {
+          console_.write(piece);
+          console_.flush();
+          return !console_.closed();
+        },
+        options_.model.ranks);
     if (!answer && answer.error().code == ErrorCode::kCapacity) {
       console_.error(answer.error().message + "; '/clear' begins a new conversation");
       messages_.pop_back();
@@ -95,14 +99,27 @@ class Chat {
   std::vector<Message> messages_;
 };
 
-Status talk(Console& console, Chat& chat, bool is_terminal) {
+// The next line of stdin, which rank 0 reads, on every rank; the end too where nobody reads the answers any more.
+Result<LineReader::Outcome> next_line(const Console& console, LineReader& reader, parallel::Communicator* ranks,
+                                      std::string* line) {
+  using Outcome = LineReader::Outcome;
+  QD_TRY(const std::string told, text_of_rank_0(ranks, [&]() -> Result<std::string> {
+           if (console.closed()) return std::string(1, static_cast<char>(Outcome::kEnd));
+           QD_TRY(const Outcome outcome, reader.next(line));
+           if (terminated()) return interrupted_error("chat");
+           return static_cast<char>(outcome) + *line;
+         }));
+  *line = told.substr(1);
+  return static_cast<Outcome>(told[0]);
+}
+
+Status talk(Console& console, Chat& chat, bool is_terminal, parallel::Communicator* ranks) {
   LineReader reader;
   std::string line;
-  while (!console.closed()) {
+  while (true) {
     if (is_terminal) console.write("> ");
     console.flush();
-    QD_TRY(const LineReader::Outcome outcome, reader.next(&line));
-    if (terminated()) return interrupted_error("chat");
+    QD_TRY(const LineReader::Outcome outcome, next_line(console, reader, ranks, &line));
     if (outcome == LineReader::Outcome::kEnd) break;
     if (outcome == LineReader::Outcome::kInterrupted) {
       clear_interrupt();
@@ -132,7 +149,7 @@ Status run_chat(Console& console, const ChatOptions& options) {
     console.note(fmt::format("[{}; Ctrl-C stops an answer, Ctrl-D ends, /clear begins anew]", settings_text(loaded)));
   }
   Chat chat(console, options, text, *loaded.model);
-  QD_TRY_STATUS(talk(console, chat, is_terminal));
+  QD_TRY_STATUS(talk(console, chat, is_terminal, options.model.ranks));
   console.flush();
   if (!options.model.quiet) console.note(fmt::format("[{}]", speed_text(chat.metrics())));
   return {};
@@ -144,9 +161,17 @@ void add_chat(CLI::App& program, std::vector<Command>& commands) {
   auto* app = program.add_subcommand("chat", "Talk with a model, line by line");
   auto options = std::make_shared<ChatOptions>();
   add_model_options(*app, options->model);
+  add_rank_options(*app, options->model);
   app->add_option("--system", options->system, "System message")->type_name("TEXT");
   add_sampling_options(*app, options->sampling);
-  commands.push_back({app, [options](Console& console) { return run_chat(console, *options); }});
+  commands.push_back({app, [options](Console& console) {
+                        return run_on_ranks(console, options->model,
+                                            [&](Console& own_console, const ModelOptions& model) {
+                                              ChatOptions own = *options;
+                                              own.model = model;
+                                              return run_chat(own_console, own);
+                                            });
+                      }});
 }
 
 }  // namespace quadrille::cli

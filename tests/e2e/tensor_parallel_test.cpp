@@ -74,6 +74,36 @@ TEST_F(TensorParallel, EverySizeRepeatsItselfWhateverTheBatchAndTheThreads) {
   }
 }
 
+TEST_F(TensorParallel, ChatsAsOneRankDoes) {
+  const std::string lines = "What is 3 plus 4?\nAnd 5 times 6?\n/clear\nWhat is 3 plus 4?\n";
+  const auto chat = [&](const char* tp) {
+    const Outcome outcome = run_program({"chat", model, "-q", "--max-tokens", "24", "--tp", tp}, {.stdin_text = lines});
+    EXPECT_EXIT_CODE(outcome, 0);
+    return outcome.out;
+  };
+  const std::string one = chat("1");
+  EXPECT_GE(lines_of(one).size(), 3u);  // an answer each, of a line or more
+  EXPECT_EQ(chat("2"), one);
+}
+
+TEST_F(TensorParallel, BenchesAModelAndRandomWeights) {
+  const std::vector<std::string> few = {"--rounds", "1",    "--prefill", "4",      "--decode",
+                                        "1",        "--tp", "2",         "--json", "-q"};
+  for (std::vector<std::string> all :
+       {std::vector<std::string>{"bench", model}, {"bench", "--shape", "olmoe-1b-7b", "--layers", "1"}}) {
+    all.insert(all.end(), few.begin(), few.end());
+    const Outcome outcome = run_program(all);
+    ASSERT_EXIT_OK(outcome);
+    const auto found = parse_json(outcome.out);
+    EXPECT_EQ(found["settings"]["tp"], 2);
+    for (const char* series : {"decode", "prefill"}) {
+      EXPECT_GT(found[series]["tokens_per_second"], 0) << series;
+      EXPECT_GT(found[series]["ratio"], 0) << series;
+      EXPECT_LE(found[series]["ratio"], 1) << series;
+    }
+  }
+}
+
 TEST_F(TensorParallel, ProcessesUnderMpirunGiveTheLogitsOfThreads) {
   if (std::system("command -v mpirun > /dev/null 2>&1") != 0) GTEST_SKIP() << "needs mpirun";
   TemporaryFolder folder;
