@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fused projection of a token, head by head: norm, clip, rotary embedding; q to its rows, k and v into their page.
-// A block a token, a warp a head at a time, the head in shared memory between its steps.
+// A warp a head at a time, the head in shared memory between its steps; a block a token and eight heads of it, or all
+// of them where there are tokens enough.
 #include "core/check.h"
 #include "kernels/cuda/decoder/bf16_vector.cuh"
 #include "kernels/cuda/decoder_kernels.h"
@@ -127,7 +128,8 @@ __global__ void __launch_bounds__(kThreads) split_heads_kernel(const __grid_cons
   const int64_t entry = p.sequence[t] * p.pages.table_stride + position / layout::kPagePositions;
   const layout::KvTile map{p.pages.num_kv_heads, p.pages.head_dim};
   uint16_t* page = p.pages.data + p.pages.table[entry] * map.page_size();
-  for (int64_t i = warp; i < p.num_heads + 2 * p.pages.num_kv_heads; i += kWarps) {
+  const int64_t first = static_cast<int64_t>(blockIdx.y) * kWarps + warp;
+  for (int64_t i = first; i < p.num_heads + 2 * p.pages.num_kv_heads; i += static_cast<int64_t>(gridDim.y) * kWarps) {
     const Head head = head_of(p, i);
     load_head(p, x, head, scales, lane, values[warp]);
     store_head(p, head, t, position, page, lane, values[warp]);
@@ -147,7 +149,11 @@ void split_heads(const DeviceQkv& p, device::Stream stream) {
   QD_CHECK(p.qkv_pitch >= (p.num_heads + 2 * p.pages.num_kv_heads) * p.pages.head_dim, "a pitch that holds the row");
   QD_CHECK(p.clip >= 0, "a clip of 0 (none) or above");
   if (p.num_tokens == 0) return;
-  split_heads_kernel<<<static_cast<unsigned>(p.num_tokens), kThreads, 0, native(stream)>>>(p);
+  // One block a token walks Qwen3-30B-A3B's 40 heads five deep: 25 us at one token (ncu, base clocks).
+  constexpr int64_t kEnoughTokens = 512;
+  const int64_t parts = p.num_tokens >= kEnoughTokens ? 1 : ceil_div(p.num_heads + 2 * p.pages.num_kv_heads, kWarps);
+  const dim3 grid(static_cast<unsigned>(p.num_tokens), static_cast<unsigned>(parts));
+  split_heads_kernel<<<grid, kThreads, 0, native(stream)>>>(p);
   check_launch("split_heads");
 }
 

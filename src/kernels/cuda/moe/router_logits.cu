@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads) pair_kernel(DeviceRouterLogits p) {
     const uint16_t* x = p.x + pair / p.num_experts * p.k;
     const uint16_t* w = p.weight + pair % p.num_experts * p.k;
     float sum = 0.0f;
-#pragma unroll 16
+#pragma unroll 32
     for (int64_t i = lane; i < p.k; i += kLanes) {
       sum = __builtin_fmaf(numerics::bf16_to_f32(__ldg(x + i)), numerics::bf16_to_f32(__ldg(w + i)), sum);
     }
