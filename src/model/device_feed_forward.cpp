@@ -54,16 +54,7 @@ Status DeviceDecoder::enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num
   const moe::Workspace memory(memory_.at<void>(parts_.moe));
   const int64_t routes = num_tokens * rule.top_k;
 
-  kernels::DeviceRouteTokens route;
-  route.scoring = rule.scoring;
-  route.num_tokens = num_tokens;
-  route.num_experts = rule.num_experts;
-  route.top_k = rule.top_k;
-  route.renormalise = rule.renormalise;
-  route.renorm_epsilon = rule.renorm_epsilon;
-  route.routed_scaling = rule.routed_scaling;
-  route.num_groups = rule.num_groups;
-  route.groups_kept = rule.groups_kept;
+  kernels::DeviceRouteTokens route = moe::route_problem(rule, num_tokens);
   route.logits = memory_.at<float>(parts_.router_logits);
   route.ids = memory.open<int32_t>(parts.ids, stream_);
   route.weights = memory.open<float>(parts.weights, stream_);

@@ -9,7 +9,7 @@
 
 #include "layout/w4_hopper64.h"
 #include "layout/w4_lanes16.h"
-#include "model/random_codes.h"
+#include "model/random_numbers.h"
 #include "numerics/bf16.h"
 
 namespace quadrille::model {
@@ -18,27 +18,6 @@ namespace {
 constexpr size_t kCodePool = size_t{64} << 20;
 constexpr size_t kScalePool = size_t{4} << 20;  // bytes, one for each k
 constexpr size_t kDensePool = size_t{8} << 20;
-
-// splitmix64: a counter run through a mixer.
-class Random {
- public:
-  explicit Random(uint64_t seed) : state_(seed) {}
-  uint64_t next() {
-    uint64_t z = (state_ += 0x9e3779b97f4a7c15ull);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return z ^ (z >> 31);
-  }
-  // Uniform on [-1, 1).
-  float uniform() { return static_cast<float>(static_cast<int16_t>(next() >> 48)) * 0x1p-15f; }
-
- private:
-  uint64_t state_;
-};
-
-float deviation_for(int64_t k) {
-  return 1.0f / std::sqrt(static_cast<float>(k));
-}
 
 size_t part_code_bytes(const StackShape& s, int32_t parts) {
   return static_cast<size_t>(s.n / parts * s.k / 2);
@@ -135,7 +114,7 @@ class Maker {
   // bf16 values uniform about `middle`, as far from it as `range`.
   Result<device::Buffer> bf16_pool(size_t bytes, float middle, float range) {
     std::vector<uint16_t> values(bytes / sizeof(uint16_t));
-    for (uint16_t& v : values) v = numerics::bf16_from_f32(middle + range * random_.uniform());
+    for (uint16_t& v : values) v = numerics::bf16_from_f32(middle + range * uniform(random_.next() >> 48));
     return upload(values.data(), bytes);
   }
 

@@ -8,33 +8,13 @@
 #include "kernels/api/table.h"
 #include "layout/w4_lanes16.h"
 #include "model/load_weights.h"
-#include "model/random_codes.h"
+#include "model/random_numbers.h"
 #include "numerics/bf16.h"
 #include "parallel/communicator.h"
 #include "prepare/shard.h"
 
 namespace quadrille::model {
 namespace {
-
-// splitmix64: a counter run through a mixer.
-class Random {
- public:
-  explicit Random(uint64_t seed) : state_(seed) {}
-  uint64_t next() {
-    uint64_t z = (state_ += 0x9e3779b97f4a7c15ull);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return z ^ (z >> 31);
-  }
-
- private:
-  uint64_t state_;
-};
-
-// Uniform on [-1, 1) from 16 bits has a standard deviation of 1 / sqrt(3).
-float uniform(uint64_t bits) {
-  return static_cast<float>(static_cast<int16_t>(bits & 0xffff)) * 0x1p-15f;
-}
 
 std::vector<uint16_t> random_bf16(uint64_t seed, int64_t count, float deviation) {
   Random random(seed);
@@ -97,7 +77,6 @@ class Maker {
   }
 
  private:
-  static float deviation_for(int64_t k) { return 1.0f / std::sqrt(static_cast<float>(k)); }
   static std::vector<uint16_t> norm(int64_t width) {
     return std::vector<uint16_t>(width, numerics::bf16_from_f32(1.0f));
   }

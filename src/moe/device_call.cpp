@@ -59,14 +59,10 @@ int64_t expected_rows(const DeviceMoeLayer& layer, int64_t num_tokens) {
   return std::min(routes, (routes * here + layer.rule.num_experts - 1) / layer.rule.num_experts);
 }
 
-DeviceRoutes enqueue_router(const DeviceCall& call) {
-  const DeviceBatch& batch = call.batch;
-  if (batch.router_logits == nullptr) return {batch.topk_ids, batch.topk_weights};
-  const RouterRule& rule = call.layer.rule;
-  const device::Stream stream = call.streams.main;
+kernels::DeviceRouteTokens route_problem(const RouterRule& rule, int64_t num_tokens) {
   kernels::DeviceRouteTokens route;
   route.scoring = rule.scoring;
-  route.num_tokens = batch.num_tokens;
+  route.num_tokens = num_tokens;
   route.num_experts = rule.num_experts;
   route.top_k = rule.top_k;
   route.renormalise = rule.renormalise;
@@ -74,6 +70,14 @@ DeviceRoutes enqueue_router(const DeviceCall& call) {
   route.routed_scaling = rule.routed_scaling;
   route.num_groups = rule.num_groups;
   route.groups_kept = rule.groups_kept;
+  return route;
+}
+
+DeviceRoutes enqueue_router(const DeviceCall& call) {
+  const DeviceBatch& batch = call.batch;
+  if (batch.router_logits == nullptr) return {batch.topk_ids, batch.topk_weights};
+  const device::Stream stream = call.streams.main;
+  kernels::DeviceRouteTokens route = route_problem(call.layer.rule, batch.num_tokens);
   route.logits = batch.router_logits;
   route.correction_bias = call.layer.correction_bias;
   route.ids = call.workspace.open<int32_t>(call.parts.ids, stream);

@@ -98,6 +98,9 @@ struct DeviceStreams {
   device::Event shared_begins, shared_ends;
 };
 
+// The router's choice as the backend is asked for it: everything but its pointers.
+kernels::DeviceRouteTokens route_problem(const RouterRule& rule, int64_t num_tokens);
+
 // Empty Status when the layer can run with up to max_tokens tokens; else a typed error that names the rule, what was
 // found and the legal values. Asks no device.
 Status can_run(const DeviceMoeLayer& layer, int64_t max_tokens);
