@@ -3,7 +3,6 @@
 // thousand replays of a graph whose data changes, both halves of the inboxes, lost and late ranks, processes. Each rank
 // has a GPU of its own where there are two; with one GPU the ranks share it.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -11,10 +10,9 @@
 #include <vector>
 
 #include "device/device.h"
+#include "device/launched_ranks.h"
 #include "device/peer_rounds.h"
 #include "device/random_data.h"
-#include "multi/processes.h"
-#include "parallel/open.h"
 #include "parallel/peer_ranks.h"
 #include "parallel/thread_group.h"
 
@@ -270,50 +268,22 @@ TEST(Peer, AKernelGivesUpWhenItsPatienceEnds) {
 
 // --- Processes -------------------------------------------------------------------------------------------------------
 
-constexpr const char* kOneRank = "PeerProcess.DISABLED_OneRank";
-
 // One rank of the test below, in a process of its own.
 TEST(PeerProcess, DISABLED_OneRank) {
   if (auto ok = device::available(); !ok) GTEST_SKIP() << ok.error().message;
-  const auto launch = detect_launch();
-  ASSERT_TRUE(launch) << launch.error().message;
-  ASSERT_GT(launch->size, 1) << "started by PeerProcess.RanksThatAreProcessesEqualTheHost";
-  auto host = open_communicator(*launch, {});
-  ASSERT_TRUE(host) << host.error().message;
-  const Status done = run_rank(**host, 60s, [](Rank& rank) -> Status {
-    // Processes that share a GPU take turns of milliseconds.
-    const bool apart = device::count() && *device::count() >= rank.host.size();
-    QD_TRY_STATUS(reduce_all_sizes(rank, apart ? PeerRanks::kMostFloats : 513));
-    return replay_rounds(rank, apart ? 1000 : 5, 0);
+  multi::run_launched_rank([](Communicator& host) {
+    return run_rank(host, 60s, [](Rank& rank) -> Status {
+      // Processes that share a GPU take turns of milliseconds.
+      const bool apart = device::count() && *device::count() >= rank.host.size();
+      QD_TRY_STATUS(reduce_all_sizes(rank, apart ? PeerRanks::kMostFloats : 513));
+      return replay_rounds(rank, apart ? 1000 : 5, 0);
+    });
   });
-  EXPECT_TRUE(done) << done.error().message;
-  if (!done) return (*host)->fail(done.error().message);
-  EXPECT_TRUE((*host)->leave());
 }
 
 TEST(PeerProcess, RanksThatAreProcessesEqualTheHost) {
   if (auto ok = device::available(); !ok) GTEST_SKIP() << ok.error().message;
-  const int num_ranks = most_ranks();
-  const std::string port = std::to_string(20'000 + ::getpid() % 20'000);
-  std::vector<multi::Command> commands;
-  for (int r = 0; r < num_ranks; ++r) {
-    commands.push_back(
-        {{"/proc/self/exe", "--gtest_also_run_disabled_tests", std::string("--gtest_filter=") + kOneRank},
-         {{"RANK", std::to_string(r)},
-          {"WORLD_SIZE", std::to_string(num_ranks)},
-          {"LOCAL_RANK", std::to_string(r)},
-          {"MASTER_ADDR", "127.0.0.1"},
-          {"MASTER_PORT", port}}});
-  }
-  // The program's own path: /proc/self is another process there.
-  char path[4096] = {};
-  ASSERT_GT(::readlink("/proc/self/exe", path, sizeof path - 1), 0);
-  for (auto& command : commands) command.arguments[0] = path;
-  const auto outcomes = multi::run_together(commands, 240s);
-  for (size_t r = 0; r < outcomes.size(); ++r) {
-    EXPECT_EQ(outcomes[r].status, 0) << "rank " << r << (outcomes[r].timed_out ? ", killed at the limit" : "") << ":\n"
-                                     << outcomes[r].output;
-  }
+  multi::expect_launched_ranks(most_ranks(), "PeerProcess.DISABLED_OneRank");
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "device/device.h"
+#include "device/launched_ranks.h"
 #include "kernels/api/device_table.h"
 #include "parallel/nccl.h"
 #include "parallel/ordered_reduce.h"
@@ -83,8 +84,7 @@ TEST(ReduceRanks, EqualsTheHostBitForBit) {
   }
 }
 
-// --- NCCL
-// -------------------------------------------------------------------------------------------------------------
+// --- NCCL ------------------------------------------------------------------------------------------------------------
 
 // One rank: its GPU, stream and both communicators.
 struct Rank {
@@ -106,20 +106,21 @@ struct Rank {
   }
 };
 
+Status on_gpu(Communicator& host, SmallReduction small, const std::function<Status(Rank&)>& body) {
+  QD_TRY_STATUS(device::use(host.rank()));
+  QD_TRY(const device::OwnedStream stream, device::OwnedStream::create());
+  NcclOptions options;
+  options.scratch_bytes = 1 << 20;  // small: long vectors go through in steps
+  options.small = small;
+  QD_TRY(auto gpu, nccl_communicator(host, host.rank(), stream.get(), options));
+  Rank rank{host, *gpu, stream.get()};
+  QD_TRY_STATUS(body(rank));
+  QD_TRY_STATUS(device::synchronize(stream.get()));
+  return gpu->close();
+}
 Status on_all_gpus(SmallReduction small, const std::function<Status(Rank&)>& body) {
   QD_TRY(const int gpus, device::count());
-  return run_rank_threads(std::min(gpus, 8), [&](Communicator& host) -> Status {
-    QD_TRY_STATUS(device::use(host.rank()));
-    QD_TRY(const device::OwnedStream stream, device::OwnedStream::create());
-    NcclOptions options;
-    options.scratch_bytes = 1 << 20;  // small: long vectors go through in steps
-    options.small = small;
-    QD_TRY(auto gpu, nccl_communicator(host, host.rank(), stream.get(), options));
-    Rank rank{host, *gpu, stream.get()};
-    QD_TRY_STATUS(body(rank));
-    QD_TRY_STATUS(device::synchronize(stream.get()));
-    return gpu->close();
-  });
+  return run_rank_threads(std::min(gpus, 8), [&](Communicator& host) { return on_gpu(host, small, body); });
 }
 // Small messages over NCCL, then in one shot where the GPUs reach each other's memory.
 Status on_all_gpus(const std::function<Status(Rank&)>& body) {
@@ -140,88 +141,94 @@ constexpr size_t kCounts[] = {1, 15, 4096, 65'536, 65'537, 1'000'003};
   if (auto gpus = device::count(); !gpus || *gpus < 2) GTEST_SKIP() << "one GPU"; \
   static_assert(true)
 
+Status reductions_equal_the_host(Rank& rank) {
+  for (const size_t count : kCounts) {
+    for (const bool takes_max : {false, true}) {
+      auto data = random_floats(count, count * 64 + static_cast<size_t>(rank.host.rank()));
+      QD_TRY(const device::Buffer buffer, rank.upload(data));
+      QD_TRY_STATUS(takes_max ? rank.gpu.all_reduce_max(buffer.as<float>(), count, rank.stream)
+                              : rank.gpu.all_reduce_sum(buffer.as<float>(), count, rank.stream));
+      QD_TRY_STATUS(takes_max ? rank.host.all_reduce_max(data) : rank.host.all_reduce_sum(data));
+      QD_TRY(const std::vector<float> got, rank.download(buffer, count));
+      QD_TRY_STATUS(compare(takes_max ? "all_reduce_max" : "all_reduce_sum", count, got, data));
+    }
+  }
+  return {};
+}
+
 TEST(Nccl, ReductionsEqualTheHostBitForBit) {
   SKIP_WITHOUT_TWO_GPUS();
-  const Status done = on_all_gpus([](Rank& rank) -> Status {
-    for (const size_t count : kCounts) {
-      for (const bool takes_max : {false, true}) {
-        auto data = random_floats(count, count * 64 + static_cast<size_t>(rank.host.rank()));
-        QD_TRY(const device::Buffer buffer, rank.upload(data));
-        QD_TRY_STATUS(takes_max ? rank.gpu.all_reduce_max(buffer.as<float>(), count, rank.stream)
-                                : rank.gpu.all_reduce_sum(buffer.as<float>(), count, rank.stream));
-        QD_TRY_STATUS(takes_max ? rank.host.all_reduce_max(data) : rank.host.all_reduce_sum(data));
-        QD_TRY(const std::vector<float> got, rank.download(buffer, count));
-        QD_TRY_STATUS(compare(takes_max ? "all_reduce_max" : "all_reduce_sum", count, got, data));
-      }
-    }
-    return {};
-  });
+  const Status done = on_all_gpus(reductions_equal_the_host);
   EXPECT_TRUE(done) << done.error().message;
+}
+
+Status uneven_parts_equal_the_host(Rank& rank) {
+  const auto n = static_cast<size_t>(rank.host.size());
+  const auto own = static_cast<size_t>(rank.host.rank());
+  for (const size_t count : kCounts) {
+    std::vector<size_t> counts(n, 0);  // the first ranks little or nothing, the last the rest
+    counts[1] = count / 3;
+    counts.back() += count - count / 3;
+    const auto in = random_floats(count, count + own);
+    std::vector<float> want(counts[own]);
+    QD_TRY(const device::Buffer from, rank.upload(in));
+    QD_TRY(const device::Buffer to, rank.upload(std::vector<float>(count)));
+    QD_TRY_STATUS(rank.gpu.reduce_scatter_sum(from.as<float>(), counts, to.as<float>(), rank.stream));
+    QD_TRY_STATUS(rank.host.reduce_scatter_sum(in, counts, want));
+    QD_TRY(const std::vector<float> got, rank.download(to, want.size()));
+    QD_TRY_STATUS(compare("reduce_scatter_sum", count, got, want));
+
+    std::vector<size_t> bytes;
+    for (const size_t c : counts) bytes.push_back(c * sizeof(float));
+    std::vector<float> all(count);
+    const auto mine = std::as_bytes(std::span(in)).first(bytes[own]);
+    QD_TRY_STATUS(rank.gpu.all_gather_v(from.get(), bytes, to.get(), rank.stream));
+    QD_TRY_STATUS(rank.host.all_gather_v(mine, bytes, std::as_writable_bytes(std::span(all))));
+    QD_TRY(const std::vector<float> gathered, rank.download(to, count));
+    QD_TRY_STATUS(compare("all_gather_v", count, gathered, all));
+  }
+  return {};
 }
 
 TEST(Nccl, UnevenPartsEqualTheHost) {
   SKIP_WITHOUT_TWO_GPUS();
-  const Status done = on_all_gpus([](Rank& rank) -> Status {
-    const auto n = static_cast<size_t>(rank.host.size());
-    const auto own = static_cast<size_t>(rank.host.rank());
-    for (const size_t count : kCounts) {
-      std::vector<size_t> counts(n, 0);  // the first ranks little or nothing, the last the rest
-      counts[1] = count / 3;
-      counts.back() += count - count / 3;
-      const auto in = random_floats(count, count + own);
-      std::vector<float> want(counts[own]);
-      QD_TRY(const device::Buffer from, rank.upload(in));
-      QD_TRY(const device::Buffer to, rank.upload(std::vector<float>(count)));
-      QD_TRY_STATUS(rank.gpu.reduce_scatter_sum(from.as<float>(), counts, to.as<float>(), rank.stream));
-      QD_TRY_STATUS(rank.host.reduce_scatter_sum(in, counts, want));
-      QD_TRY(const std::vector<float> got, rank.download(to, want.size()));
-      QD_TRY_STATUS(compare("reduce_scatter_sum", count, got, want));
-
-      std::vector<size_t> bytes;
-      for (const size_t c : counts) bytes.push_back(c * sizeof(float));
-      std::vector<float> all(count);
-      const auto mine = std::as_bytes(std::span(in)).first(bytes[own]);
-      QD_TRY_STATUS(rank.gpu.all_gather_v(from.get(), bytes, to.get(), rank.stream));
-      QD_TRY_STATUS(rank.host.all_gather_v(mine, bytes, std::as_writable_bytes(std::span(all))));
-      QD_TRY(const std::vector<float> gathered, rank.download(to, count));
-      QD_TRY_STATUS(compare("all_gather_v", count, gathered, all));
-    }
-    return {};
-  });
+  const Status done = on_all_gpus(uneven_parts_equal_the_host);
   EXPECT_TRUE(done) << done.error().message;
+}
+
+Status tokens_equal_the_host(Rank& rank) {
+  const auto n = static_cast<size_t>(rank.host.size());
+  const auto own = static_cast<size_t>(rank.host.rank());
+  // From r to s: 1000 * r + 10 * s floats, nothing to the next rank.
+  const auto floats = [&](size_t r, size_t s) { return s == (r + 1) % n ? 0 : 1000 * r + 10 * s; };
+  std::vector<size_t> send(n), recv(n);
+  size_t sent = 0, received = 0;
+  for (size_t p = 0; p < n; ++p) {
+    sent += floats(own, p), received += floats(p, own);
+    send[p] = floats(own, p) * sizeof(float), recv[p] = floats(p, own) * sizeof(float);
+  }
+  const auto data = random_floats(sent, own);
+  std::vector<float> want(received);
+  QD_TRY(const device::Buffer from, rank.upload(data));
+  QD_TRY(const device::Buffer to, rank.upload(std::vector<float>(received)));
+  QD_TRY_STATUS(rank.gpu.all_to_all_v(from.get(), send, to.get(), recv, rank.stream));
+  QD_TRY_STATUS(
+      rank.host.all_to_all_v(std::as_bytes(std::span(data)), send, std::as_writable_bytes(std::span(want)), recv));
+  QD_TRY(const std::vector<float> got, rank.download(to, received));
+  QD_TRY_STATUS(compare("all_to_all_v", received, got, want));
+  // Every rank names the same size, whatever it has received.
+  auto first = random_floats(4, 100 + own);
+  QD_TRY(const device::Buffer four, rank.upload(first));
+  QD_TRY_STATUS(rank.gpu.broadcast(four.get(), 16, 1, rank.stream));
+  QD_TRY_STATUS(rank.host.broadcast(std::as_writable_bytes(std::span(first)), 1));
+  QD_TRY(const std::vector<float> told, rank.download(four, 4));
+  QD_TRY_STATUS(compare("broadcast", 4, told, first));
+  return rank.gpu.barrier(rank.stream);
 }
 
 TEST(Nccl, TokensOfAllToAllEqualTheHost) {
   SKIP_WITHOUT_TWO_GPUS();
-  const Status done = on_all_gpus([](Rank& rank) -> Status {
-    const auto n = static_cast<size_t>(rank.host.size());
-    const auto own = static_cast<size_t>(rank.host.rank());
-    // From r to s: 1000 * r + 10 * s floats, nothing to the next rank.
-    const auto floats = [&](size_t r, size_t s) { return s == (r + 1) % n ? 0 : 1000 * r + 10 * s; };
-    std::vector<size_t> send(n), recv(n);
-    size_t sent = 0, received = 0;
-    for (size_t p = 0; p < n; ++p) {
-      sent += floats(own, p), received += floats(p, own);
-      send[p] = floats(own, p) * sizeof(float), recv[p] = floats(p, own) * sizeof(float);
-    }
-    const auto data = random_floats(sent, own);
-    std::vector<float> want(received);
-    QD_TRY(const device::Buffer from, rank.upload(data));
-    QD_TRY(const device::Buffer to, rank.upload(std::vector<float>(received)));
-    QD_TRY_STATUS(rank.gpu.all_to_all_v(from.get(), send, to.get(), recv, rank.stream));
-    QD_TRY_STATUS(
-        rank.host.all_to_all_v(std::as_bytes(std::span(data)), send, std::as_writable_bytes(std::span(want)), recv));
-    QD_TRY(const std::vector<float> got, rank.download(to, received));
-    QD_TRY_STATUS(compare("all_to_all_v", received, got, want));
-    // Every rank names the same size, whatever it has received.
-    auto first = random_floats(4, 100 + own);
-    QD_TRY(const device::Buffer four, rank.upload(first));
-    QD_TRY_STATUS(rank.gpu.broadcast(four.get(), 16, 1, rank.stream));
-    QD_TRY_STATUS(rank.host.broadcast(std::as_writable_bytes(std::span(first)), 1));
-    QD_TRY(const std::vector<float> told, rank.download(four, 4));
-    QD_TRY_STATUS(compare("broadcast", 4, told, first));
-    return rank.gpu.barrier(rank.stream);
-  });
+  const Status done = on_all_gpus(tokens_equal_the_host);
   EXPECT_TRUE(done) << done.error().message;
 }
 
@@ -276,6 +283,27 @@ TEST(Nccl, ALostRankEndsTheOthersEvenInsideOfAKernel) {
   SKIP_WITHOUT_TWO_GPUS();
   lose_a_rank(SmallReduction::kNccl);
   lose_a_rank(SmallReduction::kAuto);
+}
+
+// --- Processes -------------------------------------------------------------------------------------------------------
+
+// One rank of the test below, in a process of its own.
+TEST(NcclProcess, DISABLED_OneRank) {
+  SKIP_WITHOUT_TWO_GPUS();
+  const auto all_collectives = [](Rank& rank) -> Status {
+    QD_TRY_STATUS(reductions_equal_the_host(rank));
+    QD_TRY_STATUS(uneven_parts_equal_the_host(rank));
+    return tokens_equal_the_host(rank);
+  };
+  multi::run_launched_rank([&](Communicator& host) -> Status {
+    QD_TRY_STATUS(on_gpu(host, SmallReduction::kNccl, all_collectives));
+    return on_gpu(host, SmallReduction::kAuto, all_collectives);
+  });
+}
+
+TEST(NcclProcess, CollectivesOfProcessesEqualTheHost) {
+  SKIP_WITHOUT_TWO_GPUS();
+  multi::expect_launched_ranks(std::min(*device::count(), 8), "NcclProcess.DISABLED_OneRank");
 }
 
 }  // namespace
