@@ -51,11 +51,11 @@ Result<std::unique_ptr<model::AnyModel>> load_there(const ModelOptions& options,
 
 Result<model::DeviceOptions> make_device_options(const ModelOptions& options) {
   model::DeviceOptions device;
-  QD_TRY(device.table, kernels::device_table());
   device.ordinal = options.gpu_ordinal();
   if (!options.gpu_memory.empty()) {
     QD_TRY(device.gpu_memory, model::parse_gpu_memory(options.gpu_memory));
   }
+  QD_TRY(device.table, kernels::device_table());
   return device;
 }
 

@@ -190,8 +190,8 @@ size_t bytes_read_per_token(const WeightPlaces& places, const ModelConfig& confi
 DeviceMatrix matrix_at(const StackPlace& place, uint8_t* base, kernels::Numerics numerics) {
   DeviceMatrix matrix;
   matrix.shape = place.shape;
-  if (place.bias.bytes > 0) matrix.bias = reinterpret_cast<const float*>(base + place.bias.offset);
-  uint8_t* const weights = base + place.weights.offset;
+  if (place.bias.bytes > 0) matrix.bias = reinterpret_cast<const float*>(place_at(base, place.bias.offset));
+  uint8_t* const weights = place_at(base, place.weights.offset);
   if (!place.shape.is_w4) {
     matrix.bf16 = reinterpret_cast<const uint16_t*>(weights);
     return matrix;
@@ -204,7 +204,7 @@ DeviceMatrix matrix_at(const StackPlace& place, uint8_t* base, kernels::Numerics
   matrix.w4.weights = weights;
   matrix.w4.expert_stride = place.expert_stride;
   if (place.channel_scale.bytes > 0) {
-    matrix.w4.channel_scale = reinterpret_cast<const float*>(base + place.channel_scale.offset);
+    matrix.w4.channel_scale = reinterpret_cast<const float*>(place_at(base, place.channel_scale.offset));
   }
   matrix.w4.bias = matrix.bias;
   return matrix;

@@ -83,6 +83,12 @@ WeightPlaces place_weights(const DeviceModelShape& shape, const ModelConfig& con
 // What one token reads in a decode step: everything but the embedding and the experts that it is not sent to.
 size_t bytes_read_per_token(const WeightPlaces& places, const ModelConfig& config);
 
+// `offset` behind `base`, which is null while shapes are looked at before there is memory: nothing is read then, and a
+// sum with a null pointer has no meaning in C++.
+inline uint8_t* place_at(uint8_t* base, size_t offset) {
+  return reinterpret_cast<uint8_t*>(reinterpret_cast<uintptr_t>(base) + offset);
+}
+
 // A stack in memory at `base`.
 struct DeviceMatrix {
   StackShape shape;

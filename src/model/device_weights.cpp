@@ -8,7 +8,7 @@ namespace quadrille::model {
 namespace {
 
 const uint16_t* bf16_at(const Place& place, uint8_t* base) {
-  return place.bytes == 0 ? nullptr : reinterpret_cast<const uint16_t*>(base + place.offset);
+  return place.bytes == 0 ? nullptr : reinterpret_cast<const uint16_t*>(place_at(base, place.offset));
 }
 
 std::optional<DeviceMlpView> mlp_at(const std::optional<MlpPlace>& place, uint8_t* base, kernels::Numerics numerics) {
