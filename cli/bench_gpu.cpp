@@ -198,7 +198,7 @@ class Bench {
     model_.set_observer(&count);
     const Status watched = model_.run(sequences.step(), logits);
     model_.set_observer(nullptr);
-    QD_TRY_STATUS(watched);
+    if (!watched) return watched.error();
     row.experts_hit = count.mean();
     row.bytes = bytes_of(model_, count.sum(), row);
     row.floor_seconds = std::max(row.bytes / bandwidth_, row.operations / kFp8Peak);

@@ -7,7 +7,6 @@
 namespace quadrille::cli {
 namespace {
 
-using layout::LayerShard;
 using layout::ModelShard;
 using model::ModelConfig;
 

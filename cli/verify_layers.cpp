@@ -340,11 +340,12 @@ Result<LayerReport> compare_layers(model::AnyModel& model, const RankGroups& ran
                                    const std::vector<TraceRecord>& trace, const Sequences& sequences) {
   Comparer comparer(trace, sequences, ranks, model.shards());
   model.set_observer(&comparer);
-  Status done = run_steps(model, sequences, &ranks.all, {}, [&](int32_t, std::span<const float> logits, int64_t rows) {
-    comparer.logits(logits.data(), rows, static_cast<int64_t>(logits.size()) / rows);
-  });
+  const Status done =
+      run_steps(model, sequences, &ranks.all, {}, [&](int32_t, std::span<const float> logits, int64_t rows) {
+        comparer.logits(logits.data(), rows, static_cast<int64_t>(logits.size()) / rows);
+      });
   model.set_observer(nullptr);
-  QD_TRY_STATUS(done);
+  if (!done) return done.error();
   QD_TRY_STATUS(comparer.failed);
   LayerReport report = comparer.report;
   QD_TRY(const std::vector<std::string> texts, gather_texts(ranks.all, to_json(report).dump()));
