@@ -14,8 +14,6 @@
 #include "bench/device/rank_shapes.h"
 #include "bench/device/rows.h"
 #include "moe/device_expert_parallel.h"
-#include "parallel/nccl.h"
-#include "parallel/thread_group.h"
 
 namespace quadrille::bench {
 namespace {
@@ -324,34 +322,10 @@ class ExpertBench {
   std::vector<std::unique_ptr<PeerMemory>> regions_here_;  // of each call
 };
 
-Status time_rank(Communicator& host, const BenchOptions& options) {
-  QD_TRY_STATUS(device::use(host.rank()));
-  QD_TRY(const device::OwnedStream stream, device::OwnedStream::create());
-  std::unique_ptr<DeviceCommunicator> gpu;
-  if (host.size() > 1) {
-    QD_TRY(gpu, parallel::nccl_communicator(host, host.rank(), stream.get()));
-  }
-  for (const RankShape& shape : kRankShapes) {
-    if (std::string(shape.name).find(options.only) == std::string::npos) continue;
-    ExpertBench bench(host, gpu.get(), stream.get(), shape, options);
-    std::vector<int64_t> list = options.rows;
-    if (list.empty()) list = {1, 4, 16, 64, 256, 1024, 4096};
-    for (const int64_t tokens : list) bench.print(tokens);
-    QD_TRY_STATUS(device::synchronize(stream.get()));
-  }
-  if (gpu == nullptr) return {};
-  QD_TRY_STATUS(gpu->check());
-  return gpu->close();
-}
-
 }  // namespace
 
 void print_expert_rows(const BenchOptions& options) {
-  const int num_gpus = must(device::count());
-  const int most = std::min(num_gpus, options.expert_ranks > 0 ? options.expert_ranks : num_gpus);
-  for (const int ranks : std::set<int>{1, most}) {
-    must(parallel::run_rank_threads(ranks, [&](Communicator& host) { return time_rank(host, options); }));
-  }
+  time_one_and_all<ExpertBench>(options.expert_ranks, options);
 }
 
 }  // namespace quadrille::bench

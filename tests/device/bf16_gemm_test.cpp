@@ -11,6 +11,7 @@
 
 #include "device/compare_bits.h"
 #include "device/device_memory.h"
+#include "device/table_test.h"
 #include "kernels/api/device_table.h"
 #include "numerics/activation.h"
 
@@ -57,15 +58,8 @@ Exact exact_of(const uint16_t* x, const uint16_t* w, int64_t k, float bias) {
   return e;
 }
 
-class Bf16GemmTest : public ::testing::Test {
+class Bf16GemmTest : public testing::TableTest {
  protected:
-  void SetUp() override {
-    if (auto ok = device::available(); !ok) GTEST_SKIP() << ok.error().message;
-    owned_.emplace(must(device::OwnedStream::create()));
-    table_ = must(kernels::device_table());
-  }
-  device::Stream stream() const { return owned_->get(); }
-
   // Rows of out (bf16) of `rows` rows of x.
   std::vector<uint16_t> plain(kernels::DeviceBf16Gemm p, int64_t rows) const {
     PoolMemory memory;
@@ -78,9 +72,6 @@ class Bf16GemmTest : public ::testing::Test {
     EXPECT_EQ(memory.harmed(stream()), "");
     return out;
   }
-
-  const kernels::DeviceTable* table_ = nullptr;
-  std::optional<device::OwnedStream> owned_;
 };
 
 TEST_F(Bf16GemmTest, IsNearTheProductAndDoesNotDependOnTheBatch) {

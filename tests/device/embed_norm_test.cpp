@@ -8,6 +8,7 @@
 
 #include "device/compare_bits.h"
 #include "device/device_memory.h"
+#include "device/table_test.h"
 #include "kernels/api/device_table.h"
 #include "numerics/act_quant.h"
 #include "numerics/elementwise.h"
@@ -39,18 +40,7 @@ std::vector<uint16_t> some_rows(int64_t rows, int64_t width, uint32_t seed) {
   return x;
 }
 
-class EmbedNormTest : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (auto ok = device::available(); !ok) GTEST_SKIP() << ok.error().message;
-    owned_.emplace(must(device::OwnedStream::create()));
-    table_ = must(kernels::device_table());
-  }
-  device::Stream stream() const { return owned_->get(); }
-
-  const kernels::DeviceTable* table_ = nullptr;
-  std::optional<device::OwnedStream> owned_;
-};
+class EmbedNormTest : public testing::TableTest {};
 
 TEST_F(EmbedNormTest, RowsByIds) {
   for (const int64_t width : {8, 64, 2048, 7168}) {

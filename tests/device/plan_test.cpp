@@ -11,6 +11,7 @@
 
 #include "device/compare_bits.h"
 #include "device/device_memory.h"
+#include "device/table_test.h"
 #include "kernels/api/device_table.h"
 #include "moe/plan.h"
 
@@ -84,15 +85,8 @@ std::vector<TokenTile> expected_tiles(const std::vector<int64_t>& first_rows, co
   return tiles;
 }
 
-class PlanTest : public ::testing::Test {
+class PlanTest : public testing::TableTest {
  protected:
-  void SetUp() override {
-    if (auto ok = device::available(); !ok) GTEST_SKIP() << ok.error().message;
-    owned_.emplace(must(device::OwnedStream::create()));
-    table_ = must(kernels::device_table());
-  }
-  device::Stream stream() const { return owned_->get(); }
-
   int32_t* integers(PoolMemory* memory, int64_t count) const {
     return memory->take<int32_t>(count, sizeof(int32_t), stream());
   }
@@ -186,9 +180,6 @@ class PlanTest : public ::testing::Test {
     EXPECT_EQ(on_host<uint32_t>(p.status, 1, stream())[0], bad ? kernels::kStatusBadMaskedCount : 0u);
     EXPECT_EQ(memory.harmed(stream()), "");
   }
-
-  const kernels::DeviceTable* table_ = nullptr;
-  std::optional<device::OwnedStream> owned_;
 };
 
 TEST_F(PlanTest, RoutesEqualTheCpuPlanForEverySize) {

@@ -9,6 +9,7 @@
 
 #include "device/compare_bits.h"
 #include "device/device_memory.h"
+#include "device/table_test.h"
 #include "kernels/api/device_table.h"
 #include "numerics/elementwise.h"
 #include "numerics/lane_sum.h"
@@ -143,18 +144,7 @@ Expected expected_of(const QkvCase& c, const Step& s) {
   return e;
 }
 
-class QkvTest : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (auto ok = device::available(); !ok) GTEST_SKIP() << ok.error().message;
-    owned_.emplace(must(device::OwnedStream::create()));
-    table_ = must(kernels::device_table());
-  }
-  device::Stream stream() const { return owned_->get(); }
-
-  const kernels::DeviceTable* table_ = nullptr;
-  std::optional<device::OwnedStream> owned_;
-};
+class QkvTest : public testing::TableTest {};
 
 TEST_F(QkvTest, HeadsGoWhereTheyBelong) {
   const QkvCase cases[] = {

@@ -11,6 +11,7 @@
 #include "core/thread_pool.h"
 #include "device/compare_bits.h"
 #include "device/device_memory.h"
+#include "device/table_test.h"
 #include "kernels/api/device_table.h"
 #include "kernels/api/registry.h"
 #include "moe/router.h"
@@ -36,15 +37,12 @@ std::vector<uint32_t> bits_of(const std::vector<float>& values) {
   return bits;
 }
 
-class RouterTest : public ::testing::Test {
+class RouterTest : public testing::TableTest {
  protected:
   void SetUp() override {
-    if (auto ok = device::available(); !ok) GTEST_SKIP() << ok.error().message;
-    owned_.emplace(must(device::OwnedStream::create()));
-    table_ = must(kernels::device_table());
-    ref_ = must(kernels::select_table("ref"));
+    TableTest::SetUp();
+    if (!IsSkipped()) ref_ = must(kernels::select_table("ref"));
   }
-  device::Stream stream() const { return owned_->get(); }
 
   void check_logits(int64_t tokens, int64_t experts, const std::vector<uint16_t>& x, const std::vector<uint16_t>& w,
                     bool sigmoid) {
@@ -103,9 +101,7 @@ class RouterTest : public ::testing::Test {
     EXPECT_EQ(memory.harmed(stream()), "");
   }
 
-  const kernels::DeviceTable* table_ = nullptr;
   const kernels::KernelTable* ref_ = nullptr;
-  std::optional<device::OwnedStream> owned_;
   ThreadPool pool_;
 };
 

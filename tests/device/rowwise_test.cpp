@@ -11,6 +11,7 @@
 
 #include "device/compare_bits.h"
 #include "device/device_memory.h"
+#include "device/table_test.h"
 #include "kernels/api/device_table.h"
 #include "numerics/act_quant.h"
 #include "numerics/bf16.h"
@@ -102,15 +103,8 @@ int64_t pitch_of(int64_t k) {
   return (k + 127) / 128 * 128;
 }
 
-class RowwiseTest : public ::testing::Test {
+class RowwiseTest : public testing::TableTest {
  protected:
-  void SetUp() override {
-    if (auto ok = device::available(); !ok) GTEST_SKIP() << ok.error().message;
-    owned_.emplace(must(device::OwnedStream::create()));
-    table_ = must(kernels::device_table());
-  }
-  device::Stream stream() const { return owned_->get(); }
-
   void expect_codes(const PoolMemory& memory, const uint8_t* act, const float* scale, const Codes& expected) {
     const auto rows = static_cast<int64_t>(expected.scale.size());
     EXPECT_EQ(testing::bit_differences(on_host<uint8_t>(act, rows * expected.act_pitch, stream()), expected.act,
@@ -177,9 +171,6 @@ class RowwiseTest : public ::testing::Test {
     table_->quantize_listed(p, stream());
     expect_codes(memory, p.act, p.act_scale, expected);
   }
-
-  const kernels::DeviceTable* table_ = nullptr;
-  std::optional<device::OwnedStream> owned_;
 };
 
 // A permutation of `rows` rows over the routes, a quarter of them absent, rows left over.

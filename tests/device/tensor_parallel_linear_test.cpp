@@ -9,6 +9,7 @@
 #include "device/loopback_ranks.h"
 #include "device/random_data.h"
 #include "device/split_case.h"
+#include "device/table_test.h"
 #include "kernels/api/registry.h"
 #include "moe/row_parallel.h"
 #include "numerics/act_quant.h"
@@ -148,14 +149,8 @@ INSTANTIATE_TEST_SUITE_P(Linears, RowParallel, ::testing::ValuesIn(kLinears),
 
 // --- The steps by themselves -----------------------------------------------------------------------------------------
 
-class SplitSteps : public ::testing::Test {
+class SplitSteps : public testing::TableTest {
  protected:
-  void SetUp() override {
-    if (auto ok = device::available(); !ok) GTEST_SKIP() << ok.error().message;
-    owned_.emplace(must(device::OwnedStream::create()));
-    table_ = must(kernels::device_table());
-  }
-  device::Stream stream() const { return owned_->get(); }
   // bf16 codes of all kinds, NaN and infinities among them; a row of NaN, a row of zeros.
   static std::vector<uint16_t> codes(int64_t rows, int64_t k) {
     std::vector<uint16_t> x;
@@ -176,9 +171,6 @@ class SplitSteps : public ::testing::Test {
     must(device::synchronize(stream()));
     return to;
   }
-
-  const kernels::DeviceTable* table_ = nullptr;
-  std::optional<device::OwnedStream> owned_;
 };
 
 TEST_F(SplitSteps, RowAbsmaxOfRowsThatAreThere) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a thread of the combine kernels adds: a few columns of a token's rows, in slot order (docs/numerics.md section
-// 4). Used by combine.cu and by the combine of expert-parallel ranks (ranks/combine_peers.cu).
+// 4). Used by combine.cu and by the combine of expert-parallel ranks (ranks/combine_ranks.cu).
 #pragma once
 
 #include <cstdint>
