@@ -31,6 +31,8 @@ Status run_rank(Communicator& communicator, const RankRun& run) {
   }
   if (run.before_fail) run.before_fail();
   communicator.fail(done.error().message);
+  // Begins with the rank that was lost, as the line of a program that its watch ends: which comes first is a race.
+  if (done.error().code == ErrorCode::kLostRank) return done;
   return done.error().in(where);
 }
 

@@ -18,8 +18,8 @@ struct RankRun {
 };
 
 // Runs the body and leaves. An error or an exception of the body fails the communicator, so that the others get
-// kLostRank. Errors: the body's, with "rank r in phase p: " in front; exceptions as kCapacity (no memory) or
-// kInvalidData; those of leave().
+// kLostRank. Errors: the body's, with "rank r in phase p: " in front (kLostRank as it is: it begins with the lost rank
+// and names this one); exceptions as kCapacity (no memory) or kInvalidData; those of leave().
 Status run_rank(Communicator& communicator, const RankRun& run);
 
 }  // namespace quadrille::parallel
