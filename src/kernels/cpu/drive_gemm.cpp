@@ -58,15 +58,15 @@ int64_t num_tiles(const GroupedRows& rows, int tile_tokens) {
 
 // Packs every tile, then computes every panel. `pack(expert, tile)`, `compute(share)`.
 template <typename Pack, typename Compute>
-void run_gemm(const IsaParts& parts, const GroupedRows& rows, int64_t n, int64_t packed_k, const PanelCost& cost,
+void run_gemm(int tile_tokens, const GroupedRows& rows, int64_t n, int64_t packed_k, const PanelCost& cost,
               const KernelContext& context, const float* packed, Pack&& pack, Compute&& compute) {
   const int64_t panels = (n + kPanelRows - 1) / kPanelRows;
   int64_t total = 0;
   for (int64_t e = 0; e < rows.num_experts; ++e) total += panels * cost.of(rows_of(rows, e));
   if (total == 0) return;
-  const int64_t tiles = num_tiles(rows, parts.tile_tokens);
+  const int64_t tiles = num_tiles(rows, tile_tokens);
   run_ranges(context, tiles, rows.offsets[rows.num_experts] * packed_k / tiles,
-             [&](int64_t begin, int64_t end) { for_tiles(rows, parts.tile_tokens, begin, end, pack); });
+             [&](int64_t begin, int64_t end) { for_tiles(rows, tile_tokens, begin, end, pack); });
   const int64_t num_parts = parts_for(context, total);
   float* scratch = context.scratch->take<float>(num_parts * kGemmScratchFloats);
   run_parts(context, num_parts, [&](int64_t part) {
@@ -89,7 +89,7 @@ void drive_w4a8_gemm(const IsaParts& parts, const W4A8Gemm& gemm, const KernelCo
   const PanelCost cost{2 * kp * decode, 2 * kp};
   float* packed = context.scratch->take<float>(gemm.rows.offsets[gemm.rows.num_experts] * kp);
   run_gemm(
-      parts, gemm.rows, gemm.n, kp, cost, context, packed,
+      parts.w4a8_tile_tokens, gemm.rows, gemm.n, kp, cost, context, packed,
       [&](int64_t expert, int64_t tile) { parts.pack_w4a8(gemm, expert, tile, packed); },
       [&](const GemmShare& share) { parts.w4a8_gemm(gemm, share); });
 }
@@ -99,10 +99,10 @@ void drive_bf16_gemm(const IsaParts& parts, const Bf16Gemm& gemm, const KernelCo
   const PanelCost cost{2 * gemm.k * 2, 2 * gemm.k};
   float* packed = context.scratch->take<float>(gemm.rows.offsets[gemm.rows.num_experts] * gemm.k);
   run_gemm(
-      parts, gemm.rows, gemm.n, gemm.k, cost, context, packed,
+      parts.bf16_tile_tokens, gemm.rows, gemm.n, gemm.k, cost, context, packed,
       [&](int64_t expert, int64_t tile) {
         // The rows of a single tile are read where they lie.
-        if (rows_of(gemm.rows, expert) > parts.tile_tokens) parts.pack_bf16(gemm, expert, tile, packed);
+        if (rows_of(gemm.rows, expert) > parts.bf16_tile_tokens) parts.pack_bf16(gemm, expert, tile, packed);
       },
       [&](const GemmShare& share) { parts.bf16_gemm(gemm, share); });
 }

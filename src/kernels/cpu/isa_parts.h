@@ -31,7 +31,9 @@ struct GemmShare {
 
 struct IsaParts {
   uint64_t (*num_calls)();
-  int tile_tokens;  // tokens of the largest tile
+  // Tokens of the largest tile of each product.
+  int w4a8_tile_tokens;
+  int bf16_tile_tokens;
 
   // Packs tile `tile` of expert `expert`.
   void (*pack_w4a8)(const W4A8Gemm&, int64_t expert, int64_t tile, float* packed);

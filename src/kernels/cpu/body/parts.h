@@ -34,14 +34,13 @@ void w4a8_gemm_share(const W4A8Gemm& gemm, const GemmShare& share) {
   w4a8_share<S, false>(gemm, share);
 }
 
+// All but the W4A8 product.
 template <class S>
-constexpr IsaParts parts_of() {
+constexpr IsaParts parts_without_w4a8() {
   IsaParts parts{};
   parts.num_calls = num_calls;
-  parts.tile_tokens = S::kTileTokens;
-  parts.pack_w4a8 = Counted<pack_w4a8_tile<S>>::run;
+  parts.bf16_tile_tokens = S::kTileTokens;
   parts.pack_bf16 = Counted<pack_bf16_tile<S>>::run;
-  parts.w4a8_gemm = Counted<w4a8_gemm_share<S>>::run;
   parts.bf16_gemm = Counted<bf16_share<S>>::run;
   parts.quantize_rows = Counted<quantize_rows_share<S>>::run;
   parts.gated_activation = Counted<gated_activation_share<S>>::run;
@@ -51,6 +50,15 @@ constexpr IsaParts parts_of() {
   parts.add_residual = Counted<add_residual_share<S>>::run;
   parts.router_logits = Counted<router_logits_share<S>>::run;
   parts.attention = Counted<attention_share<S>>::run;
+  return parts;
+}
+
+template <class S>
+constexpr IsaParts parts_of() {
+  IsaParts parts = parts_without_w4a8<S>();
+  parts.w4a8_tile_tokens = S::kTileTokens;
+  parts.pack_w4a8 = Counted<pack_w4a8_tile<S>>::run;
+  parts.w4a8_gemm = Counted<w4a8_gemm_share<S>>::run;
   return parts;
 }
 
