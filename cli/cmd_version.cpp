@@ -30,7 +30,7 @@ nlohmann::json version_json() {
                       {"description", table->description},
                       {"available", reason.empty()},
                       {"reason", reason},
-                      {"reference", table->reference},
+                      {"by_name_only", table->by_name_only},
                       {"round_f32", table->supports_round_f32}});
   }
   const auto best = kernels::select_table("");

@@ -28,7 +28,7 @@ std::span<const KernelTable* const> all_tables() {
 
 Result<const KernelTable*> select_table(std::string_view name) {
   for (const KernelTable* table : kTables) {
-    if (name.empty() ? table->reference : name != table->name) continue;
+    if (name.empty() ? table->by_name_only : name != table->name) continue;
     const std::string reason = table->unavailable_reason();
     if (reason.empty()) return table;
     if (!name.empty()) {

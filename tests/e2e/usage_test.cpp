@@ -120,7 +120,7 @@ TEST(Version, SaysWhatThisBuildIs) {
     // What runs everywhere must be there, and what is slow must not be the default.
     if (table["name"] == json["default_table"]) {
       EXPECT_TRUE(table["available"]);
-      EXPECT_FALSE(table["reference"]);
+      EXPECT_FALSE(table["by_name_only"]);
     }
   }
   EXPECT_THAT(names, ::testing::IsSupersetOf({"ref", "hopper", "generic", "avx2", "avx512"}));

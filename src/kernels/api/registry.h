@@ -10,7 +10,7 @@
 
 namespace quadrille::kernels {
 
-// All tables of this build, best first, references last.
+// All tables of this build, best first, those that are only picked by name last.
 std::span<const KernelTable* const> all_tables();
 
 // The table of that name; empty name: the best one that runs here. kInvalidArgument lists the names, kUnsupported says

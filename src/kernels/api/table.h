@@ -20,10 +20,10 @@ struct KernelContext {
 };
 
 struct KernelTable {
-  const char* name;         // "ref", "hopper", "generic", "avx2", "avx512"
+  const char* name;         // "avx512", "avx2", "generic", "vdpbf16", "ref", "hopper"
   const char* description;  // one line for people
   bool supports_round_f32;  // `hopper` computes what the GPU computes and has no round f32
-  bool reference;           // slow and scalar; never picked without being named
+  bool by_name_only;        // slow, or another order than the default tables: never picked without being named
 
   // Empty when this machine can run the table, else the reason ("this CPU has no AVX-512 BW").
   std::string (*unavailable_reason)();

@@ -22,7 +22,7 @@ constexpr KernelTable table_of(const char* name, const char* description, std::s
       .name = name,
       .description = description,
       .supports_round_f32 = true,
-      .reference = false,
+      .by_name_only = false,
       .unavailable_reason = unavailable_reason,
       .num_calls = [] { return Parts.num_calls(); },
       .quantize_rows = Bound<Parts, drive_quantize_rows>::run,

@@ -81,7 +81,7 @@ TEST(Registry, TakesTheBestTableThatRuns) {
   const auto best = select_table("");
   ASSERT_TRUE(best);
   for (const KernelTable* table : all_tables()) {
-    if (table->reference || !table->unavailable_reason().empty()) continue;
+    if (table->by_name_only || !table->unavailable_reason().empty()) continue;
     EXPECT_STREQ((*best)->name, table->name);
     break;
   }

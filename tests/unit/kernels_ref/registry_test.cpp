@@ -16,13 +16,13 @@ namespace {
 using kernels::KernelTable;
 using ::testing::HasSubstr;
 
-TEST(Registry, NamesAreUniqueAndReferencesComeLast) {
+TEST(Registry, NamesAreUniqueAndThoseByNameOnlyComeLast) {
   std::set<std::string> names;
-  bool reference_seen = false;
+  bool by_name_only_seen = false;
   for (const KernelTable* table : kernels::all_tables()) {
     EXPECT_TRUE(names.insert(table->name).second) << table->name;
-    EXPECT_FALSE(reference_seen && !table->reference) << table->name << " comes after a reference";
-    reference_seen = reference_seen || table->reference;
+    EXPECT_FALSE(by_name_only_seen && !table->by_name_only) << table->name << " comes after one by name only";
+    by_name_only_seen = by_name_only_seen || table->by_name_only;
     EXPECT_EQ(table->supports_round_f32, std::string(table->name) != "hopper");
   }
   EXPECT_THAT(names, ::testing::IsSupersetOf({"ref", "hopper", "generic", "avx2", "avx512"}));
@@ -31,7 +31,7 @@ TEST(Registry, NamesAreUniqueAndReferencesComeLast) {
 TEST(Registry, EmptyNamePicksTheFirstThatRuns) {
   auto best = kernels::select_table("");
   ASSERT_TRUE(best) << best.error().message;
-  EXPECT_FALSE((*best)->reference);
+  EXPECT_FALSE((*best)->by_name_only);
   for (const KernelTable* table : kernels::all_tables()) {
     if (table == *best) break;
     EXPECT_NE(table->unavailable_reason(), "") << table->name << " is better and runs, but was not picked";
