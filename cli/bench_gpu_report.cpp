@@ -22,7 +22,7 @@ struct GpuModel {
 Result<std::unique_ptr<model::DeviceModel>> make_model(const GpuBenchOptions& options, const model::LoadOptions& load,
                                                        const model::DeviceOptions& device) {
   if (options.shape.empty()) return model::DeviceModel::load(options.model.folder, load, device);
-  QD_TRY(const model::ModelConfig config, bench_shape(options.shape, options.layers));
+  QD_TRY(const model::ModelConfig config, bench_shape(options.shape, options.layers, options.vocabulary));
   model::RandomModel weights;
   weights.group_size = options.group_size == "channel" ? 0 : std::stoll(options.group_size);
   weights.seed = options.model.seed + 1;
@@ -53,7 +53,8 @@ Result<GpuModel> make(Console& console, const GpuBenchOptions& options) {
 
 std::string subject_text(const GpuBenchOptions& options, const model::ModelConfig& config) {
   if (options.shape.empty()) return options.model.folder;
-  return fmt::format("{}, {} layers, random weights, group {}", options.shape, config.num_layers, options.group_size);
+  return fmt::format("{}, {} layers, vocabulary {}, random weights, group {}", options.shape, config.num_layers,
+                     config.vocab_size, options.group_size);
 }
 
 void print_table(Console& console, const GpuBenchOptions& options, const GpuModel& made, const GpuBenchResult& result) {

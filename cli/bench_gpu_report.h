@@ -16,6 +16,7 @@ struct GpuBenchOptions {
   ModelOptions model;
   std::string shape;  // "": model.folder
   int64_t layers = 0;
+  int64_t vocabulary = 0;
   std::string group_size = "128";
   GpuBenchPlan plan;
   bool as_json = false;

@@ -90,11 +90,15 @@ Result<formats::HfConfig> named_shape(const std::string& name) {
   return formats::parse_hf_config(json, name);
 }
 
-Result<model::ModelConfig> bench_shape(const std::string& name, int64_t layers) {
+Result<model::ModelConfig> bench_shape(const std::string& name, int64_t layers, int64_t vocabulary) {
   const NamedShape* shape = find_shape(name);
   if (shape == nullptr) return make_error(ErrorCode::kInvalidArgument, "no shape is named '{}'", name);
   QD_TRY(formats::Json json, formats::parse_json(shape->config, name));
   if (layers > 0) json["num_hidden_layers"] = layers;
+  if (vocabulary > 0) {
+    json["vocab_size"] = vocabulary;
+    json["eos_token_id"] = vocabulary - 1;
+  }
   QD_TRY(const formats::HfConfig hf, formats::parse_hf_config(json, name));
   return model::make_model_config(hf);
 }

@@ -14,8 +14,9 @@ namespace quadrille::cli {
 
 // Those that this engine runs.
 std::vector<std::string> bench_shape_names();
-// The config of that shape, cut to `layers` layers (0: all). kInvalidArgument for an unknown name.
-Result<model::ModelConfig> bench_shape(const std::string& name, int64_t layers);
+// The config of that shape, cut to `layers` layers and `vocabulary` tokens (0: all). kInvalidArgument for an unknown
+// name.
+Result<model::ModelConfig> bench_shape(const std::string& name, int64_t layers, int64_t vocabulary = 0);
 
 // All, with those that are only planned for.
 std::vector<std::string> named_shapes();

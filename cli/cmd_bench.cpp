@@ -22,6 +22,7 @@ struct BenchOptions {
   BenchPlan plan;
   std::string shape;
   int64_t layers = 0;
+  int64_t vocabulary = 0;
   std::string group_size = "128";
   bool as_json = false;
   int64_t prefill = 0, decode = 0;  // 0: the default of the device
@@ -34,6 +35,7 @@ GpuBenchOptions gpu_options(const BenchOptions& options) {
   gpu.model = options.model;
   gpu.shape = options.shape;
   gpu.layers = options.layers;
+  gpu.vocabulary = options.vocabulary;
   gpu.group_size = options.group_size;
   gpu.as_json = options.as_json;
   gpu.plan.batches = options.batches;
@@ -49,7 +51,7 @@ Result<LoadedModel> make_random(Console& console, const BenchOptions& options, i
   LoadedModel loaded;
   loaded.pool = std::make_unique<ThreadPool>(options.model.threads);
   loaded.ranks = options.model.ranks;
-  QD_TRY(const model::ModelConfig config, bench_shape(options.shape, options.layers));
+  QD_TRY(const model::ModelConfig config, bench_shape(options.shape, options.layers, options.vocabulary));
   QD_TRY(model::LoadOptions load, make_load_options(console, options.model, *loaded.pool));
   load.default_positions = positions;
   load.max_positions = positions;
@@ -66,7 +68,8 @@ Result<LoadedModel> make_random(Console& console, const BenchOptions& options, i
 
 std::string subject_text(const BenchOptions& options, const model::ModelConfig& config) {
   if (options.shape.empty()) return options.model.folder;
-  return fmt::format("{}, {} layers, random weights, group {}", options.shape, config.num_layers, options.group_size);
+  return fmt::format("{}, {} layers, vocabulary {}, random weights, group {}", options.shape, config.num_layers,
+                     config.vocab_size, options.group_size);
 }
 
 void print_table(Console& console, const BenchOptions& options, const LoadedModel& loaded, const BenchResult& result) {
@@ -146,6 +149,9 @@ void add_bench(CLI::App& program, std::vector<Command>& commands) {
       ->check(CLI::IsMember(bench_shape_names()));
   app->add_option("--layers", options->layers, "Its first N layers only; 0: all")
       ->check(CLI::Range(0, 256))
+      ->capture_default_str();
+  app->add_option("--vocabulary", options->vocabulary, "Its vocabulary cut to N tokens; 0: all")
+      ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
   app->add_option("--group-size", options->group_size, "Of the random weights")
       ->check(CLI::IsMember({"32", "64", "128", "channel"}))

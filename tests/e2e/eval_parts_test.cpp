@@ -215,6 +215,9 @@ TEST(Bench, CountsTheOperationsOfAShape) {
   EXPECT_DOUBLE_EQ(kv_bytes_read(*config, 100, 2), 100.0 * 2 * 512 * 2);
   for (const std::string& name : bench_shape_names()) EXPECT_TRUE(bench_shape(name, 0)) << name;
   EXPECT_FALSE(bench_shape("nosuch", 0));
+  const auto cut = bench_shape("qwen3-30b-a3b", 1, 32768);
+  ASSERT_TRUE(cut) << cut.error().message;
+  EXPECT_DOUBLE_EQ(expected - prefill_flops(*cut, 1), 2.0 * 2048 * (151936 - 32768));
 }
 
 }  // namespace
