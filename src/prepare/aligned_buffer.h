@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory of prepared weights: aligned to a cache line, large ones to a huge page; movable, zero-filled on request.
+// Memory of prepared weights: aligned to a cache line, large ones to a huge page; movable, zero-filled on request. Or
+// somebody else's memory, read where it lies: a mapped file, a part of a larger buffer.
 #pragma once
 
 #include <sys/mman.h>
@@ -19,6 +20,14 @@ class AlignedBuffer {
   AlignedBuffer() = default;
   // `count` values, uninitialised.
   explicit AlignedBuffer(int64_t count) : size_(count), data_(allocate(count)) {}
+  // `count` values that lie at `data`, which its owner keeps until this buffer is gone. Not to be written through.
+  static AlignedBuffer borrow(const T* data, int64_t count) {
+    AlignedBuffer buffer;
+    buffer.size_ = count;
+    buffer.data_ = std::unique_ptr<T, Free>(const_cast<T*>(data), Free{true});
+    return buffer;
+  }
+  bool is_borrowed() const { return data_.get_deleter().is_borrowed; }
 
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
@@ -34,10 +43,13 @@ class AlignedBuffer {
   static constexpr size_t kCacheLine = 64;
   static constexpr size_t kHugePage = size_t{2} << 20;
   struct Free {
-    void operator()(T* p) const { std::free(p); }
+    bool is_borrowed = false;
+    void operator()(T* p) const {
+      if (!is_borrowed) std::free(p);
+    }
   };
-  static T* allocate(int64_t count) {
-    if (count == 0) return nullptr;
+  static std::unique_ptr<T, Free> allocate(int64_t count) {
+    if (count == 0) return {};
     const size_t bytes = static_cast<size_t>(count) * sizeof(T);
     const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kCacheLine;
     const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
@@ -45,7 +57,7 @@ class AlignedBuffer {
     if (p == nullptr) throw std::bad_alloc();
     // Advice only: a kernel without transparent huge pages runs on as it is.
     if (alignment == kHugePage) (void)madvise(p, rounded, MADV_HUGEPAGE);
-    return static_cast<T*>(p);
+    return std::unique_ptr<T, Free>(static_cast<T*>(p));
   }
 
   int64_t size_ = 0;

@@ -82,7 +82,7 @@ TEST(ExpertBlob, EveryChangedByteAndEveryCutIsNoticed) {
       ASSERT_FALSE(expert) << "byte " << at;
       ASSERT_EQ(expert.error().code, ErrorCode::kInvalidData);
     }
-    for (const size_t size : {size_t{0}, size_t{7}, size_t{183}, size_t{184}, p.blob.size() - 1}) {
+    for (const size_t size : {size_t{0}, size_t{7}, size_t{191}, size_t{192}, p.blob.size() - 1}) {
       ASSERT_FALSE(unpack_expert(std::span(p.blob).first(size), p.name, p.kind)) << size << " bytes";
     }
     Blob longer = p.blob;
