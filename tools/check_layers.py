@@ -39,7 +39,7 @@ ARROWS = {
             "src/moe", "src/model", "src/engine", "src/device", "src/parallel", "bench"],
     "bench/device": ["src/core", "src/numerics", "src/layout", "src/device", "src/kernels/api", "src/prepare", "src/moe",
                      "src/parallel", "bench"],
-    "bench": ["src/core", "src/numerics", "src/layout", "src/kernels/api", "src/kernels/cpu", "src/prepare"],
+    "bench": ["src/core", "src/numerics", "src/layout", "src/kernels/api", "src/kernels/cpu", "src/prepare", "src/moe"],
 }
 PRINTS = re.compile(r"\b(std::cout|std::cerr|std::abort|std::exit|std::terminate|_exit|abort|exit|printf|fprintf|puts|"
                     r"fmt::print)\s*(\(|<<)")
