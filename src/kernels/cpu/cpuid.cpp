@@ -2,8 +2,12 @@
 #include "kernels/cpu/cpuid.h"
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cstdint>
+#include <cstring>
 
 namespace quadrille::kernels::cpu {
 namespace {
@@ -18,6 +22,14 @@ uint64_t saved_state_mask() {
   return static_cast<uint64_t>(high) << 32 | low;
 }
 
+// A process asks Linux once before its threads may use tile data (arch_prctl(2)); 0, or errno of the refusal: an old
+// kernel, or an alternate signal stack too small for the state.
+int ask_for_tiles() {
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;
+  return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 ? 0 : errno;
+}
+
 CpuFeatures read_features() {
   CpuFeatures features;
   uint32_t a = 0, b = 0, c = 0, d = 0;
@@ -29,6 +41,7 @@ CpuFeatures read_features() {
     const uint64_t mask = saved_state_mask();
     features.os_saves_ymm = (mask & 0x6) == 0x6;
     features.os_saves_zmm = (mask & 0xe6) == 0xe6;
+    features.os_saves_tiles = (mask & 0x60000) == 0x60000;
   }
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return features;
   features.avx2 = bit(b, 5);
@@ -36,6 +49,10 @@ CpuFeatures read_features() {
   features.avx512dq = bit(b, 17);
   features.avx512bw = bit(b, 30);
   features.avx512vl = bit(b, 31);
+  features.avx512vbmi = bit(c, 1);
+  features.amx_bf16 = bit(d, 22);
+  features.amx_tile = bit(d, 24);
+  if (features.amx_tile && features.os_saves_tiles) features.tile_permission_error = ask_for_tiles();
   return features;
 }
 
@@ -76,6 +93,26 @@ std::string avx512_unavailable_reason() {
                             {f.avx512dq, "AVX-512 DQ"},
                             {f.fma, "FMA"},
                             {f.os_saves_zmm, "operating system support for zmm registers"}});
+}
+
+std::string amx_reason_of(const CpuFeatures& f) {
+  const std::string reason = missing("amx", {{f.avx512f, "AVX-512 F"},
+                                             {f.avx512bw, "AVX-512 BW"},
+                                             {f.avx512vl, "AVX-512 VL"},
+                                             {f.avx512dq, "AVX-512 DQ"},
+                                             {f.avx512vbmi, "AVX-512 VBMI"},
+                                             {f.fma, "FMA"},
+                                             {f.amx_tile, "AMX-TILE"},
+                                             {f.amx_bf16, "AMX-BF16"},
+                                             {f.os_saves_zmm, "operating system support for zmm registers"},
+                                             {f.os_saves_tiles, "operating system support for tile registers"}});
+  if (!reason.empty() || f.tile_permission_error == 0) return reason;
+  return std::string("the operating system refused this process the tile registers, which the amx kernels need: ") +
+         std::strerror(f.tile_permission_error);
+}
+
+std::string amx_unavailable_reason() {
+  return amx_reason_of(cpu_features());
 }
 
 }  // namespace quadrille::kernels::cpu

@@ -10,6 +10,8 @@ struct CpuFeatures {
   bool avx2 = false, fma = false, f16c = false;
   bool avx512f = false, avx512bw = false, avx512vl = false, avx512dq = false;
   bool os_saves_ymm = false, os_saves_zmm = false;  // the system keeps these registers between threads
+  bool avx512vbmi = false, amx_tile = false, amx_bf16 = false, os_saves_tiles = false;
+  int tile_permission_error = 0;  // errno of the system's refusal to let this process use tiles
 };
 
 const CpuFeatures& cpu_features();
@@ -17,5 +19,8 @@ const CpuFeatures& cpu_features();
 // Empty where the unit runs, else the reason: the instructions or the operating system support that is missing.
 std::string avx2_unavailable_reason();
 std::string avx512_unavailable_reason();
+std::string amx_unavailable_reason();
+// The same of given features.
+std::string amx_reason_of(const CpuFeatures& features);
 
 }  // namespace quadrille::kernels::cpu

@@ -58,7 +58,7 @@ struct IsaParts {
 
 inline constexpr int kAttentionHeads = 4;  // query heads that share one reading of a key block
 
-extern const IsaParts kGenericParts, kAvx2Parts, kAvx512Parts;
+extern const IsaParts kGenericParts, kAvx2Parts, kAvx512Parts, kAmxParts;
 
 // The tiles of one expert's rows.
 struct TileSplit {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fills the three tables: each entry binds the driver to the parts of one unit.
+// Fills the tables: each entry binds the driver to the parts of one unit.
 #include "kernels/cpu/tables.h"
 
 #include "kernels/cpu/cpuid.h"
@@ -50,5 +50,8 @@ constinit const KernelTable kAvx2Table =
     table_of<kAvx2Parts>("avx2", "AVX2 with FMA, the CPU order", avx2_unavailable_reason);
 constinit const KernelTable kAvx512Table =
     table_of<kAvx512Parts>("avx512", "AVX-512 (F, BW, VL, DQ) with fp32 FMA, the CPU order", avx512_unavailable_reason);
+constinit const KernelTable kAmxTable =
+    table_of<kAmxParts>("amx", "AMX-BF16 tiles for W4A8 products of several rows, AVX-512 for the rest, the CPU order",
+                        amx_unavailable_reason);
 
 }  // namespace quadrille::kernels::cpu

@@ -79,7 +79,7 @@ inline std::string table_name(const ::testing::TestParamInfo<const KernelTable*>
 }
 
 inline auto every_cpu_table() {
-  return ::testing::Values(&cpu::kGenericTable, &cpu::kAvx2Table, &cpu::kAvx512Table);
+  return ::testing::Values(&cpu::kGenericTable, &cpu::kAvx2Table, &cpu::kAvx512Table, &cpu::kAmxTable);
 }
 
 // Pools of 1, 2, 3 and 7 threads, and an arena each.

@@ -182,13 +182,13 @@ TEST_P(W4A8, ScratchIsGivenBackAndNotGrown) {
 
 TEST_P(W4A8, TheUnitOfTheTableRan) {
   const W4Problem problem({Numerics::kExact, 64, 128, 32, {5}}, 16);
-  std::array<uint64_t, 3> before{};
-  const std::array tables = {&cpu::kGenericTable, &cpu::kAvx2Table, &cpu::kAvx512Table};
-  for (size_t i = 0; i < 3; ++i) before[i] = tables[i]->num_calls();
+  std::array<uint64_t, 4> before{};
+  const std::array tables = {&cpu::kGenericTable, &cpu::kAvx2Table, &cpu::kAvx512Table, &cpu::kAmxTable};
+  for (size_t i = 0; i < tables.size(); ++i) before[i] = tables[i]->num_calls();
   ThreadPool pool(1);
   Arena arena;
   problem.run(table(), {&pool, &arena});
-  for (size_t i = 0; i < 3; ++i) {
+  for (size_t i = 0; i < tables.size(); ++i) {
     const bool forced = tables[i] == GetParam();
     EXPECT_EQ(tables[i]->num_calls() > before[i], forced) << tables[i]->name;
   }

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operands of the tile product as pieces: an expert's rows as token tiles, tokens packed for them, and 32 output
+// rows x 128 k of weights decoded some lines at a time, so that the product can do it between its dots.
+#pragma once
+
+#include "kernels/cpu/amx/operands.h"
+#include "kernels/cpu/amx/tiles.h"
+
+namespace quadrille::kernels::cpu {
+namespace {
+
+constexpr int64_t kTokensAtOnce = 128;               // whose totals lie beside the weights in the first cache
+constexpr int64_t kWeightTile = kBlockRows * kStep;  // bf16 values
+constexpr int64_t kLineValues = kWeightTile / 4;
+constexpr int64_t kStepsAtOnce = kPanelDepth / kStep;
+constexpr int64_t kHalves = kPanelRows / kBlockRows;  // weight tiles a step
+
+// Scratch of a share, in floats: two pieces of decoded weights, the sums of a block, the totals of all tokens.
+constexpr int64_t kPieceFloats = kHalves * kStepsAtOnce * kWeightTile / 2;
+constexpr int64_t kSumFloats = 2 * kTileRows * kPanelRows;
+constexpr int64_t kTotalFloats = kTokensAtOnce * kPanelRows;
+static_assert(2 * kPieceFloats + kSumFloats + kTotalFloats <= kGemmScratchFloats);
+
+// The rows of an expert as tiles of equal height. The last tile ends with the last row: where the height does not
+// divide, it computes some rows of its neighbour again, to the same bits, and nothing is padded or configured anew.
+struct TokenTiles {
+  int64_t first = 0;  // slot
+  int64_t rows = 0;
+  int64_t count = 0;
+  int64_t height = 0;
+
+  QD_HD int64_t row(int64_t tile) const { return smaller(tile * height, rows - height); }
+};
+
+QD_HD TokenTiles token_tiles(const GroupedRows& rows, int64_t expert) {
+  TokenTiles tiles;
+  tiles.first = rows.offsets[expert];
+  tiles.rows = rows.offsets[expert + 1] - tiles.first;
+  tiles.count = (tiles.rows + kTileRows - 1) / kTileRows;
+  tiles.height = tiles.count == 0 ? 0 : (tiles.rows + tiles.count - 1) / tiles.count;
+  return tiles;
+}
+
+// The k axis in pieces that are decoded at once: a group in `exact`, 128 in `vllm`, whose one chain knows no groups.
+template <bool kVllm>
+QD_HD KAxis tile_axis(const W4A8Gemm& gemm) {
+  KAxis axis = k_axis(gemm);
+  if (kVllm) {
+    axis.piece = kPanelDepth;
+    axis.num_pieces = (gemm.k + kPanelDepth - 1) / kPanelDepth;
+  }
+  return axis;
+}
+
+// Tokens of an expert in `packed`: [kp / 32][rows][32] bf16, in half of the space of its slots. A tile of tokens is one
+// piece of memory, and any rows can be packed by themselves.
+QD_HD uint16_t* packed_tokens(const float* packed, const TokenTiles& tiles, int64_t kp) {
+  return reinterpret_cast<uint16_t*>(const_cast<float*>(packed) + tiles.first * kp);
+}
+
+// Rows [begin, end) of expert `expert`.
+QD_HD void pack_token_rows(const W4A8Gemm& gemm, int64_t expert, int64_t begin, int64_t end, float* packed) {
+  const TokenTiles tiles = token_tiles(gemm.rows, expert);
+  const int64_t kp = round_up(gemm.k, kStep);
+  uint16_t* out = packed_tokens(packed, tiles, kp);
+  for (int64_t k = 0; k < kp; k += 2 * kStep) {
+    for (int64_t row = begin; row < end; ++row) {
+      const uint8_t* codes = gemm.act + source_of(gemm.rows, tiles.first + row) * gemm.k + k;
+      uint16_t* first = out + (k / kStep * tiles.rows + row) * kStep;
+      widen_codes(codes, gemm.k - k, first, k + kStep < kp ? first + tiles.rows * kStep : nullptr);
+    }
+  }
+}
+
+// The rows of token tile `tile` where the driver cuts an expert's rows into tiles of at most `tile_tokens`.
+QD_HD void pack_tile_rows(const W4A8Gemm& gemm, int64_t expert, int tile_tokens, int64_t tile, float* packed) {
+  const ExpertRows rows = expert_rows(gemm.rows, expert, tile_tokens);
+  pack_token_rows(gemm, expert, tile_begin(rows.split, tile), tile_begin(rows.split, tile + 1), packed);
+}
+
+// Decoding of one piece of one panel, some lines at a time, into [half][step] tiles; zeros where a half has no rows.
+template <bool kVllm>
+struct PieceDecoder {
+  // Weights stand in memory until they are decoded; lines that far ahead are fetched.
+  static constexpr int64_t kAheadBytes = 1024;
+
+  const W4A8Gemm* gemm;
+  const W4Matrix* weights;
+  KAxis axis;
+  int64_t block = 0;  // of the first half
+  int64_t piece = 0;
+  int64_t lines = 0;  // of a half
+  int64_t half = kHalves;
+  int64_t line = 0;
+  uint16_t* tiles = nullptr;
+  Simd::F scale = Simd::zero();  // `vllm`, of the step of the line at hand
+
+  QD_HD void begin(int64_t panel, int64_t piece_index, uint16_t* to) {
+    block = panel * kHalves;
+    piece = piece_index;
+    lines = axis.steps(piece) * 4;
+    half = line = 0;
+    tiles = to;
+  }
+
+  QD_HD int64_t num_lines() const { return kHalves * lines; }
+
+  QD_HD void load_scale(int64_t at_line) {
+    const int64_t k = piece * axis.piece + at_line * 8;
+    const int64_t group = axis.num_groups == 1 ? 0 : k / gemm->group_size;
+    scale = cpu::load_scale<Simd, true>(*weights, axis, block + half, group);
+  }
+
+  // Lines [line, last) of the half at hand.
+  QD_HD void decode_lines(int64_t last) {
+    uint16_t* to = tiles + half * kStepsAtOnce * kWeightTile + line * kLineValues;
+    if ((block + half) * kBlockRows >= gemm->n) {
+      for (int64_t i = line * kLineValues; i < last * kLineValues; i += 2 * kBlockRows, to += 2 * kBlockRows) {
+        _mm512_storeu_si512(to, Simd::set_i(0));
+      }
+      return;
+    }
+    const uint32_t* from = words_of<Simd>(*weights, axis, block + half) + (piece * axis.piece / 8 + line) * kBlockRows;
+    for (int64_t i = line; i < last; ++i, from += kBlockRows, to += kLineValues) {
+      __builtin_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes);
+      if constexpr (kVllm) {
+        if (i % 4 == 0) load_scale(i);
+        decode_line(from, scale, to);
+      } else {
+        decode_line(from, to);
+      }
+    }
+  }
+
+  QD_HD void advance(int64_t count) {
+    while (count > 0 && half < kHalves) {
+      const int64_t last = smaller(line + count, lines);
+      decode_lines(last);
+      count -= last - line;
+      line = last;
+      if (line == lines) line = 0, ++half;
+    }
+  }
+};
+
+}  // namespace
+}  // namespace quadrille::kernels::cpu
