@@ -56,7 +56,7 @@ struct IsaParts {
   void (*attention)(const Attention&, int64_t begin, int64_t end, float* scratch);
 };
 
-inline constexpr int kAttentionHeads = 4;  // query heads that share one reading of a key block
+inline constexpr int kAttentionHeads = 8;  // the most query heads that share one reading of a key block
 
 extern const IsaParts kGenericParts, kAvx2Parts, kAvx512Parts, kAmxParts;
 
