@@ -66,7 +66,7 @@ TEST_P(Bf16Logits, StayWithinTwiceTheBf16Noise) {
 INSTANTIATE_TEST_SUITE_P(Models, Bf16Logits,
                          ::testing::Combine(::testing::Values("qwen3_moe", "qwen2_moe", "mixtral", "olmoe",
                                                               "olmoe_clip"),
-                                            ::testing::Values("ref", "hopper", "generic", "avx2", "avx512")),
+                                            ::testing::Values("ref", "hopper", "generic", "avx2", "avx512", "amx")),
                          param_name);
 
 class Bf16Blocks : public ::testing::TestWithParam<Param> {
@@ -113,7 +113,7 @@ INSTANTIATE_TEST_SUITE_P(Models, Bf16Blocks,
                                                               "qwen3_moe/w4a8-channel", "qwen2_moe/w4a8-g64",
                                                               "mixtral/w4a8-g128", "olmoe/w4a8-g128",
                                                               "olmoe_clip/w4a8-g64"),
-                                            ::testing::Values("ref", "hopper", "generic", "avx2", "avx512")),
+                                            ::testing::Values("ref", "hopper", "generic", "avx2", "avx512", "amx")),
                          param_name);
 
 std::vector<Tensor> run_bf16(const std::string& folder, const char* table, Numerics numerics, int64_t chunk) {
@@ -129,7 +129,7 @@ TEST(Bf16Bits, CpuTablesAndChunksAgree) {
   for (const Numerics numerics : {Numerics::kExact, Numerics::kVllm}) {
     const auto generic = run_bf16(*folder, "generic", numerics, 1 << 20);
     ASSERT_EQ(generic.size(), 2u);
-    for (const char* table : {"generic", "avx2", "avx512"}) {
+    for (const char* table : {"generic", "avx2", "avx512", "amx"}) {
       if (!table_unavailable(table).empty()) continue;
       const auto other = run_bf16(*folder, table, numerics, 5);
       ASSERT_EQ(other.size(), 2u);

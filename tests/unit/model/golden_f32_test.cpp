@@ -252,7 +252,7 @@ std::vector<Case> traced_cases() {
   return cases;
 }
 
-const auto kTables = ::testing::Values("ref", "generic", "avx2", "avx512");
+const auto kTables = ::testing::Values("ref", "generic", "avx2", "avx512", "amx");
 INSTANTIATE_TEST_SUITE_P(Models, GoldenF32, ::testing::Combine(::testing::ValuesIn(kCases), kTables), test_name);
 INSTANTIATE_TEST_SUITE_P(Models, GoldenTraceF32, ::testing::Combine(::testing::ValuesIn(traced_cases()), kTables),
                          test_name);

@@ -73,7 +73,7 @@ TEST(ExpertParallel, RanksWithoutATokenTakePart) {
 }
 
 TEST(ExpertParallel, EveryTableHasTheBitsOfOneRank) {
-  for (const char* table : {"ref", "hopper", "avx2", "avx512"}) {
+  for (const char* table : {"ref", "hopper", "avx2", "avx512", "amx"}) {
     if (!kernels::select_table(table)) continue;
     EpForm form;
     form.table = table;

@@ -121,7 +121,7 @@ TEST(LayerForms, CpuTablesAgreeToTheBit) {
     const Sample sample(form);
     for (const Rounding rounding : {Rounding::kBf16, Rounding::kF32}) {
       const auto generic = sample.run("generic", rounding, form.numerics);
-      for (const char* table : {"avx2", "avx512"}) {
+      for (const char* table : {"avx2", "avx512", "amx"}) {
         if (!kernels::select_table(table)) continue;
         ++compared;
         EXPECT_EQ(sample.run(table, rounding, form.numerics), generic) << table << " " << form_name(form);
@@ -160,7 +160,7 @@ TEST(LayerForms, GenericIsNearRef) {
 
 // An expert named twice is two routes: their weights do not merge before the chain, and the row is the same row.
 TEST(LayerForms, AnExpertNamedTwiceCountsTwice) {
-  for (const char* table : {"ref", "hopper", "generic", "avx2", "avx512"}) {
+  for (const char* table : {"ref", "hopper", "generic", "avx2", "avx512", "amx"}) {
     if (!kernels::select_table(table)) continue;
     for (const Numerics numerics : {Numerics::kExact, Numerics::kVllm}) {
       Sample twice({{}, numerics, true}, false), once({{}, numerics, true}, false);
@@ -183,7 +183,7 @@ TEST(LayerForms, AnExpertNamedTwiceCountsTwice) {
 
 // No route here: +0 everywhere, or the shared expert alone, whatever the weights say (NaN among them).
 TEST(LayerForms, AllRoutesElsewhere) {
-  for (const char* table : {"ref", "hopper", "generic", "avx2", "avx512"}) {
+  for (const char* table : {"ref", "hopper", "generic", "avx2", "avx512", "amx"}) {
     if (!kernels::select_table(table)) continue;
     for (const Form& form : every_form()) {
       Sample nowhere(form, false), shared(form, true);

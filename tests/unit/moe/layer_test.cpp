@@ -289,7 +289,7 @@ std::string shape_name(const ::testing::TestParamInfo<std::tuple<Shape, const ch
 
 INSTANTIATE_TEST_SUITE_P(All, LayerShapes,
                          ::testing::Combine(::testing::ValuesIn(kShapes),
-                                            ::testing::Values("ref", "generic", "avx2", "avx512")),
+                                            ::testing::Values("ref", "generic", "avx2", "avx512", "amx")),
                          shape_name);
 
 TEST(Layer, CpuTablesAgreeToTheBit) {
@@ -299,7 +299,7 @@ TEST(Layer, CpuTablesAgreeToTheBit) {
     const Batch batch = random_batch(shape, 40);
     for (const Rounding rounding : {Rounding::kBf16, Rounding::kF32}) {
       const auto generic = run(f, batch, "generic", rounding);
-      for (const char* table : {"avx2", "avx512"}) {
+      for (const char* table : {"avx2", "avx512", "amx"}) {
         if (!kernels::select_table(table)) continue;
         ++compared;
         EXPECT_EQ(run(f, batch, table, rounding), generic) << table << ", " << shape.experts << " experts";

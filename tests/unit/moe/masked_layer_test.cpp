@@ -123,7 +123,7 @@ TEST(MaskedLayer, CpuTablesAgreeToTheBitAndWriteNothingElse) {
         ASSERT_EQ(bits_of(generic[at]) == kPoison, !here) << at;
         ASSERT_TRUE(!here || std::isfinite(generic[at])) << "a NaN from behind masked_m was read";
       }
-      for (const char* table : {"avx2", "avx512"}) {
+      for (const char* table : {"avx2", "avx512", "amx"}) {
         if (!kernels::select_table(table)) continue;
         ++compared;
         EXPECT_EQ(sample.run(table, rounding), generic) << table;
@@ -135,7 +135,7 @@ TEST(MaskedLayer, CpuTablesAgreeToTheBitAndWriteNothingElse) {
 
 // Block scales that are equal powers of two are one scale a row: the rows of the ordinary feed-forward.
 TEST(MaskedLayer, EqualScalesGiveTheRowsOfTheOrdinaryForm) {
-  for (const char* table : {"ref", "hopper", "generic", "avx2", "avx512"}) {
+  for (const char* table : {"ref", "hopper", "generic", "avx2", "avx512", "amx"}) {
     if (!kernels::select_table(table)) continue;
     Sample sample({1, 256, 64, 64, 6, {6}}, {}, true);
     // A row whose largest code is 448: quantising its values gives the codes back with the scale 2^-6.

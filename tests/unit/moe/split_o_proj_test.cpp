@@ -131,7 +131,7 @@ TEST_P(SplitOProj, ScalesOfTheirOwnAreNot) {
   for (const int ranks : {2, 3}) EXPECT_NE(projection.run(ranks, SplitScale::kLocal)[0].scales, one.scales);
 }
 
-INSTANTIATE_TEST_SUITE_P(Tables, SplitOProj, ::testing::Values("ref", "hopper", "generic", "avx2", "avx512"),
+INSTANTIATE_TEST_SUITE_P(Tables, SplitOProj, ::testing::Values("ref", "hopper", "generic", "avx2", "avx512", "amx"),
                          [](const auto& table) { return std::string(table.param); });
 
 }  // namespace

@@ -183,7 +183,7 @@ const std::vector<Form>& forms() {
                                         {0, Numerics::kExact, false}};
   return all;
 }
-constexpr const char* kTables[] = {"ref", "hopper", "generic", "avx2", "avx512"};
+constexpr const char* kTables[] = {"ref", "hopper", "generic", "avx2", "avx512", "amx"};
 
 TEST(TensorParallel, CodesAndScalesOfTheSplitRowAreThoseOfOneRank) {
   for (const Form& form : forms()) {
