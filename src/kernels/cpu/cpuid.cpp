@@ -49,6 +49,7 @@ CpuFeatures read_features() {
   features.avx512dq = bit(b, 17);
   features.avx512bw = bit(b, 30);
   features.avx512vl = bit(b, 31);
+  features.avx512vnni = bit(c, 11);
   features.avx512vbmi = bit(c, 1);
   features.amx_bf16 = bit(d, 22);
   features.amx_tile = bit(d, 24);

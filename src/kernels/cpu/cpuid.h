@@ -9,6 +9,7 @@ namespace quadrille::kernels::cpu {
 struct CpuFeatures {
   bool avx2 = false, fma = false, f16c = false;
   bool avx512f = false, avx512bw = false, avx512vl = false, avx512dq = false;
+  bool avx512vnni = false;
   bool os_saves_ymm = false, os_saves_zmm = false;  // the system keeps these registers between threads
   bool avx512vbmi = false, amx_tile = false, amx_bf16 = false, os_saves_tiles = false;
   int tile_permission_error = 0;  // errno of the system's refusal to let this process use tiles

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Both grouped products: rows are packed into token tiles once, then output panels are shared out by cost.
+#include "kernels/cpu/cpuid.h"
 #include "kernels/cpu/drive.h"
 #include "kernels/cpu/split.h"
 
@@ -79,6 +80,23 @@ void run_gemm(int tile_tokens, const GroupedRows& rows, int64_t n, int64_t packe
   });
 }
 
+// The digits form of a problem, or null: `exact` with one activation scale a row alone has it.
+const DigitParts* digits_of(const IsaParts& parts, const W4A8Gemm& gemm) {
+  if (gemm.numerics != Numerics::kExact || gemm.block_scale.data != nullptr) return nullptr;
+  return parts.digits_vnni != nullptr && cpu_features().avx512vnni ? parts.digits_vnni : parts.digits;
+}
+
+// Packs tile `tile` as digits where the form takes it. is_digits [slots].
+bool pack_digits(const DigitParts* digits, const W4A8Gemm& gemm, int tile_tokens, int64_t expert, int64_t tile,
+                 float* packed, uint8_t* is_digits) {
+  if (digits == nullptr) return false;
+  const int64_t rows = rows_of(gemm.rows, expert);
+  const int64_t slot = gemm.rows.offsets[expert] + tile_begin({rows, (rows + tile_tokens - 1) / tile_tokens}, tile);
+  const bool taken = rows <= digits->most_rows && digits->pack(gemm, expert, tile, packed);
+  is_digits[slot] = taken ? 1 : 0;
+  return taken;
+}
+
 }  // namespace
 
 void drive_w4a8_gemm(const IsaParts& parts, const W4A8Gemm& gemm, const KernelContext& context) {
@@ -87,11 +105,21 @@ void drive_w4a8_gemm(const IsaParts& parts, const W4A8Gemm& gemm, const KernelCo
   // A panel is two blocks of 16 rows: decoding costs about two operations a weight vector, a row one.
   const int64_t decode = gemm.numerics == Numerics::kVllm ? 10 : 2;
   const PanelCost cost{2 * kp * decode, 2 * kp};
-  float* packed = context.scratch->take<float>(gemm.rows.offsets[gemm.rows.num_experts] * kp);
+  const int64_t slots = gemm.rows.offsets[gemm.rows.num_experts];
+  float* packed = context.scratch->take<float>(slots * kp);
+  const DigitParts* digits = digits_of(parts, gemm);
+  uint8_t* is_digits = digits != nullptr ? context.scratch->take<uint8_t>(slots) : nullptr;
   run_gemm(
       parts.w4a8_tile_tokens, gemm.rows, gemm.n, kp, cost, context, packed,
-      [&](int64_t expert, int64_t tile) { parts.pack_w4a8(gemm, expert, tile, packed); },
-      [&](const GemmShare& share) { parts.w4a8_gemm(gemm, share); });
+      [&](int64_t expert, int64_t tile) {
+        if (pack_digits(digits, gemm, parts.w4a8_tile_tokens, expert, tile, packed, is_digits)) return;
+        parts.pack_w4a8(gemm, expert, tile, packed);
+      },
+      [&](GemmShare share) {
+        share.is_digits = is_digits;
+        share.digits = digits;
+        parts.w4a8_gemm(gemm, share);
+      });
 }
 
 void drive_bf16_gemm(const IsaParts& parts, const Bf16Gemm& gemm, const KernelContext& context) {

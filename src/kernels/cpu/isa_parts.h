@@ -20,6 +20,20 @@ inline constexpr int kBlockTiles = 10;   // token tiles that share one decoded p
 // Floats of scratch that a share of either GEMM needs: one decoded panel, and sums of one token block.
 inline constexpr int64_t kGemmScratchFloats = kPanelRows * kPanelDepth + kPanelRows * kBlockTiles * 16;
 
+// The `exact` product of some tiles by integer digits (body/w4a8_digits.h): the bits of the fma chains with fewer
+// operations, for tiles whose sums in fp32 would be exact. Such a tile is packed as records of kDigitWords 32-bit
+// words, [step][token], in the place of its floats.
+inline constexpr int kDigitWords = 32;
+
+struct DigitParts {
+  int64_t most_rows;  // an expert with more rows is left to the fma forms
+
+  // Packs tile `tile` of expert `expert`; false where its sums may round or it holds a NaN: nothing is packed then.
+  bool (*pack)(const W4A8Gemm&, int64_t expert, int64_t tile, float* packed);
+  // The panels of the share for the packed tile of `tokens` tokens that begins at `slot`.
+  void (*tile)(const W4A8Gemm&, const struct GemmShare&, int64_t slot, int64_t tokens);
+};
+
 // A share of a grouped product: panels [panel_begin, panel_end) of one expert, all its rows.
 struct GemmShare {
   int64_t expert = 0;
@@ -27,6 +41,9 @@ struct GemmShare {
   int64_t panel_end = 0;
   const float* packed = nullptr;  // tiles, see above
   float* scratch = nullptr;       // [kGemmScratchFloats]
+  // W4A8: which tiles are packed as digits, by the tile's first slot, and the form that packed them; null: none.
+  const uint8_t* is_digits = nullptr;
+  const DigitParts* digits = nullptr;
 };
 
 struct IsaParts {
@@ -40,6 +57,8 @@ struct IsaParts {
   void (*pack_bf16)(const Bf16Gemm&, int64_t expert, int64_t tile, float* packed);
   void (*w4a8_gemm)(const W4A8Gemm&, const GemmShare&);
   void (*bf16_gemm)(const Bf16Gemm&, const GemmShare&);
+  const DigitParts* digits;       // null: the unit has no such form
+  const DigitParts* digits_vnni;  // takes its place where the processor has AVX512_VNNI
 
   // Rows (tokens) [begin, end).
   void (*quantize_rows)(const QuantizeRows&, int64_t begin, int64_t end);
@@ -59,6 +78,7 @@ struct IsaParts {
 inline constexpr int kAttentionHeads = 8;  // the most query heads that share one reading of a key block
 
 extern const IsaParts kGenericParts, kAvx2Parts, kAvx512Parts, kAmxParts;
+extern const DigitParts kAvx512VnniDigits;
 
 // The tiles of one expert's rows.
 struct TileSplit {

@@ -54,11 +54,13 @@ constexpr IsaParts parts_without_w4a8() {
 }
 
 template <class S>
-constexpr IsaParts parts_of() {
+constexpr IsaParts parts_of(const DigitParts* digits = nullptr, const DigitParts* digits_vnni = nullptr) {
   IsaParts parts = parts_without_w4a8<S>();
   parts.w4a8_tile_tokens = S::kTileTokens;
   parts.pack_w4a8 = Counted<pack_w4a8_tile<S>>::run;
   parts.w4a8_gemm = Counted<w4a8_gemm_share<S>>::run;
+  parts.digits = digits;
+  parts.digits_vnni = digits_vnni;
   return parts;
 }
 

@@ -9,10 +9,36 @@
 namespace quadrille::kernels::cpu {
 namespace {
 
+// Tiles in two forms: digits where they are packed so, else direct.
+template <class S>
+void mixed_rows(const W4A8Gemm& gemm, const GemmShare& share, const ExpertRows& rows) {
+  for (int64_t first = 0; first < rows.split.num_tiles; first += kBlockTiles) {
+    const int64_t last = smaller(first + kBlockTiles, rows.split.num_tiles);
+    GemmShare one = share;
+    for (one.panel_begin = share.panel_begin; one.panel_begin < share.panel_end; ++one.panel_begin) {
+      one.panel_end = one.panel_begin + 1;
+      for (int64_t tile = first; tile < last; ++tile) {
+        const int64_t slot = rows.tile_slot(tile);
+        const int64_t tokens = rows.tile_slot(tile + 1) - slot;
+        if (share.is_digits[slot] != 0) {
+          share.digits->tile(gemm, one, slot, tokens);
+        } else {
+          direct_tile<S, false>(gemm, one, slot, tokens);
+        }
+      }
+    }
+  }
+}
+
 template <class S, bool kVllm>
 void w4a8_share(const W4A8Gemm& gemm, const GemmShare& share) {
   const ExpertRows rows = expert_rows(gemm.rows, share.expert, S::kTileTokens);
   if (rows.split.rows == 0) return;
+  if constexpr (!kVllm) {
+    if (share.is_digits != nullptr && rows.split.rows <= share.digits->most_rows) {
+      return mixed_rows<S>(gemm, share, rows);
+    }
+  }
   // One tile meets its weights once. For more, decoding again may be cheaper than a panel (kDirectAlways), but not the
   // rounding of `vllm`. Block scales have the panel form alone.
   const bool direct = rows.split.num_tiles == 1 || (S::kDirectAlways && !kVllm);
