@@ -6,7 +6,6 @@ import io
 import math
 import random
 import struct
-import sys
 import tempfile
 import unittest
 from contextlib import redirect_stderr
@@ -130,5 +129,4 @@ class Program(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    sys.dont_write_bytecode = True
     unittest.main()
