@@ -30,9 +30,9 @@ demo: program
 test: build
 	@tools/run_tests.py $(BUILD) -j $(JOBS)
 
-bench: build
-	@$(BUILD)/bin/quadrille bench $(MODEL)/w4a8
-	@$(BUILD)/bin/quadrille bench --shape qwen3-30b-a3b --layers 4
+bench: program  # ratios to ceilings probed in the same process; a few minutes (docs/benchmarks_cpu.md)
+	@cmake --build $(BUILD) --target quadrille_bench
+	@tools/bench_cpu.sh $(BUILD) $(MODEL)/w4a8
 
 eval: program  # the whole of both held-out sets, W4A8 and bf16, and W4A8 over ranks (most of an hour on two cores)
 	@tools/eval_abacus.sh $(BUILD)
