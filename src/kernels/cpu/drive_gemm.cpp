@@ -106,7 +106,8 @@ void drive_w4a8_gemm(const IsaParts& parts, const W4A8Gemm& gemm, const KernelCo
   const int64_t decode = gemm.numerics == Numerics::kVllm ? 10 : 2;
   const PanelCost cost{2 * kp * decode, 2 * kp};
   const int64_t slots = gemm.rows.offsets[gemm.rows.num_experts];
-  float* packed = context.scratch->take<float>(slots * kp);
+  const int64_t floats = parts.packed_w4a8_floats != nullptr ? parts.packed_w4a8_floats(gemm) : kp;
+  float* packed = context.scratch->take<float>(slots * floats);
   const DigitParts* digits = digits_of(parts, gemm);
   uint8_t* is_digits = digits != nullptr ? context.scratch->take<uint8_t>(slots) : nullptr;
   run_gemm(

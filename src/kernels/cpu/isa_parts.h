@@ -11,7 +11,8 @@ namespace quadrille::kernels::cpu {
 
 // Rows of a GEMM are packed in tiles of tokens: a tile of T tokens is [kp][T] fp32, inside each k32 step the 16 even
 // positions before the 16 odd ones (W4A8), or k ascending (bf16). An expert's m rows form ceil(m / tile_tokens) tiles
-// of nearly equal size, the larger ones first; the tiles of slots [a, b) lie at packed + a * kp.
+// of nearly equal size, the larger ones first; the tiles of slots [a, b) lie at packed + a * kp. `vllm` is packed as
+// body/w4a8_vllm_pack.h says where the unit has the integer form, packed_w4a8_floats a token instead of kp.
 // Output rows are cut into panels of 32.
 inline constexpr int kPanelRows = 32;
 inline constexpr int kPanelDepth = 128;  // k positions decoded at a time
@@ -52,6 +53,8 @@ struct IsaParts {
   int w4a8_tile_tokens;
   int bf16_tile_tokens;
 
+  // Floats of one packed token of that product; null: k rounded up to 32.
+  int64_t (*packed_w4a8_floats)(const W4A8Gemm&);
   // Packs tile `tile` of expert `expert`.
   void (*pack_w4a8)(const W4A8Gemm&, int64_t expert, int64_t tile, float* packed);
   void (*pack_bf16)(const Bf16Gemm&, int64_t expert, int64_t tile, float* packed);

@@ -28,15 +28,22 @@ bool takes_tiles(const W4A8Gemm& gemm, int64_t expert) {
   return rows >= (gemm.numerics == Numerics::kVllm ? kTileRowsVllm : kTileRowsExact);
 }
 
+// Floats from where an expert's tokens lie at kp floats each to where they lie among rows of the vector forms.
+int64_t wider_rows(const W4A8Gemm& gemm, int64_t expert) {
+  return gemm.rows.offsets[expert] * (kVectorParts.packed_w4a8_floats(gemm) - round_up(gemm.k, kStep));
+}
+
 void pack_w4a8(const W4A8Gemm& gemm, int64_t expert, int64_t tile, float* packed) {
   if (!takes_tiles(gemm, expert)) return kVectorParts.pack_w4a8(gemm, expert, tile, packed);
-  pack_tile_rows(gemm, expert, kVectorParts.w4a8_tile_tokens, tile, packed);
+  pack_tile_rows(gemm, expert, kVectorParts.w4a8_tile_tokens, tile, packed + wider_rows(gemm, expert));
 }
 
 void w4a8_gemm(const W4A8Gemm& gemm, const GemmShare& share) {
   if (!takes_tiles(gemm, share.expert)) return kVectorParts.w4a8_gemm(gemm, share);
   __atomic_fetch_add(&g_shares, 1, __ATOMIC_RELAXED);
-  tile_gemm_share<HardwareTiles>(gemm, share);
+  GemmShare of_tiles = share;
+  of_tiles.packed += wider_rows(gemm, share.expert);
+  tile_gemm_share<HardwareTiles>(gemm, of_tiles);
 }
 
 constexpr IsaParts amx_parts() {

@@ -142,7 +142,69 @@ struct Simd {
     return _mm_cvtss_f32(_mm_add_ss(v2, _mm_shuffle_ps(v2, v2, 1)));
   }
 
+  // Bytes, and sums of their products with 16-bit integers: the integer form of `vllm` (body/w4a8_vllm.h). A lane here
+  // is 16 bytes, a word 4.
+  static constexpr bool kByteTables = true;
+  static constexpr int kIntegerSums = 12;  // registers for sums
+  QD_HD static I load_i(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
+  QD_HD static void store_i(void* p, I v) { _mm256_storeu_si256(static_cast<I*>(p), v); }
+  // 16 bytes into every lane.
+  QD_HD static I load_quarter(const void* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  QD_HD static I and_i(I a, I b) { return _mm256_and_si256(a, b); }
+  template <int kBits>
+  QD_HD static I shift_right(I v) {
+    return _mm256_srli_epi32(v, kBits);
+  }
+  QD_HD static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
+  // Word j of register i <-> word i of register j, in every lane.
+  QD_HD static void transpose4(I (&v)[4]) {
+    const I a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpackhi_epi32(v[0], v[1]);
+    const I c = _mm256_unpacklo_epi32(v[2], v[3]), d = _mm256_unpackhi_epi32(v[2], v[3]);
+    v[0] = _mm256_unpacklo_epi64(a, c);
+    v[1] = _mm256_unpackhi_epi64(a, c);
+    v[2] = _mm256_unpacklo_epi64(b, d);
+    v[3] = _mm256_unpackhi_epi64(b, d);
+  }
+  // Lane j: the table of codes[4 * j].
+  QD_HD static I row_tables(const uint8_t (*tables)[16], const uint8_t* codes) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(table(tables, codes[0])), table(tables, codes[4]), 1);
+  }
+  // Byte i: that of its lane of `table` which byte i of `index`, below 16, names.
+  QD_HD static I look_up(I table, I index) { return _mm256_shuffle_epi8(table, index); }
+  // The same for the words of each lane whose bit is set, `other` elsewhere.
+  template <int kWords>
+  QD_HD static I look_up_words(I other, I table, I index) {
+    return _mm256_blend_epi32(other, _mm256_shuffle_epi8(table, index), kWords * 0x11);
+  }
+  // Bytes 0..7 and 8..15 of each lane, unsigned, as 16-bit numbers.
+  QD_HD static I widen_low(I v) { return _mm256_unpacklo_epi8(v, _mm256_setzero_si256()); }
+  QD_HD static I widen_high(I v) { return _mm256_unpackhi_epi8(v, _mm256_setzero_si256()); }
+  // acc + a[2 i] * b[2 i] + a[2 i + 1] * b[2 i + 1] of signed 16-bit numbers.
+  QD_HD static I dot_pairs(I acc, I a, I b) {
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+    asm("" : "+x"(acc));  // WHY: g++ rebalances long integer sums into trees, which do not fit the registers
+    return acc;
+  }
+  // Each lane: the sums of two neighbours of `low`, then of `high`.
+  QD_HD static I add_pairs(I low, I high) {
+    const F a = as_float(low), b = as_float(high);
+    return _mm256_add_epi32(as_int(_mm256_shuffle_ps(a, b, 0x88)), as_int(_mm256_shuffle_ps(a, b, 0xdd)));
+  }
+  // The units of kLanes e4m3 codes (e4m3_unit of body/w4a8_vllm_table.h); NaN stays NaN.
+  QD_HD static F e4m3_units(const uint8_t* codes) {
+    const I code = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
+    const I exponent = _mm256_and_si256(_mm256_slli_epi32(code, 20), set_i(15 << 23));
+    const I unit = _mm256_add_epi32(_mm256_max_epi32(exponent, set_i(1 << 23)), set_i(117 << 23));
+    const I nan = _mm256_cmpeq_epi32(_mm256_and_si256(code, set_i(0x7f)), set_i(0x7f));
+    return as_float(choose(nan, set_i(0x7fffffff), unit));
+  }
+
  private:
+  QD_HD static __m128i table(const uint8_t (*tables)[16], uint8_t code) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(tables[code]));
+  }
   QD_HD static I mask(int64_t count) {
     return _mm256_cmpgt_epi32(set_i(static_cast<int32_t>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }

@@ -57,6 +57,7 @@ template <class S>
 constexpr IsaParts parts_of(const DigitParts* digits = nullptr, const DigitParts* digits_vnni = nullptr) {
   IsaParts parts = parts_without_w4a8<S>();
   parts.w4a8_tile_tokens = S::kTileTokens;
+  parts.packed_w4a8_floats = packed_w4a8_floats<S>;
   parts.pack_w4a8 = Counted<pack_w4a8_tile<S>>::run;
   parts.w4a8_gemm = Counted<w4a8_gemm_share<S>>::run;
   parts.digits = digits;

@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/body/w4a8_direct.h"
 #include "kernels/cpu/body/w4a8_panel.h"
+#include "kernels/cpu/body/w4a8_vllm_share.h"
 
 namespace quadrille::kernels::cpu {
 namespace {
@@ -34,6 +35,7 @@ template <class S, bool kVllm>
 void w4a8_share(const W4A8Gemm& gemm, const GemmShare& share) {
   const ExpertRows rows = expert_rows(gemm.rows, share.expert, S::kTileTokens);
   if (rows.split.rows == 0) return;
+  if constexpr (kVllm && S::kByteTables) return vllm_share<S>(gemm, share, rows);
   if constexpr (!kVllm) {
     if (share.is_digits != nullptr && rows.split.rows <= share.digits->most_rows) {
       return mixed_rows<S>(gemm, share, rows);
@@ -50,6 +52,9 @@ void w4a8_share(const W4A8Gemm& gemm, const GemmShare& share) {
 template <class S>
 void pack_w4a8_tile(const W4A8Gemm& gemm, int64_t expert, int64_t tile, float* packed) {
   const ExpertRows rows = expert_rows(gemm.rows, expert, S::kTileTokens);
+  if constexpr (S::kByteTables) {
+    if (gemm.numerics == Numerics::kVllm) return pack_vllm_tile<S>(gemm, rows, tile, packed);
+  }
   const int64_t kp = round_up(gemm.k, kStep);
   const int64_t first = rows.tile_slot(tile);
   const int64_t tokens = rows.tile_slot(tile + 1) - first;
@@ -69,6 +74,13 @@ void pack_w4a8_tile(const W4A8Gemm& gemm, int64_t expert, int64_t tile, float* p
       for (int i = 0; i < kStep; ++i) out[packed_position(i) * tokens] = values[i];
     }
   }
+}
+
+// Floats of one packed token.
+template <class S>
+int64_t packed_w4a8_floats(const W4A8Gemm& gemm) {
+  if (S::kByteTables && gemm.numerics == Numerics::kVllm) return vllm_row_floats(gemm.k);
+  return round_up(gemm.k, kStep);
 }
 
 }  // namespace

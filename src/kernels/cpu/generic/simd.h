@@ -26,6 +26,7 @@ struct Simd {
   static constexpr int kBf16Vectors1 = 4;
   static constexpr int kBf16Vectors2 = 2;
   static constexpr int kBf16Vectors3 = 1;
+  static constexpr bool kByteTables = false;  // SSE2 does not look bytes up
   using F = __m128;
   using I = __m128i;
 
