@@ -3,6 +3,7 @@
 // (docs/numerics.md section 3): plain loops over canonical weights, std::fma, no code of the tables.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -60,6 +61,20 @@ class W4Problem {
     const int64_t at = layout::ScaleLanes16{setup_.n, groups()}.offset(row, group);
     experts_[static_cast<size_t>(expert)].scale[static_cast<size_t>(at)] = bf16;
     experts_[static_cast<size_t>(expert)].scale8[static_cast<size_t>(at)] = e4m3;
+  }
+
+  // Every weight of every expert.
+  void set_weights(int q) {
+    for (Expert& x : experts_) {
+      std::fill(x.q.begin(), x.q.end(), static_cast<int8_t>(q));
+      const layout::W4Lanes16 map{setup_.n, setup_.k};
+      std::fill(x.codes.begin(), x.codes.end(), 0u);
+      for (int64_t row = 0; row < setup_.n; ++row) {
+        for (int64_t k = 0; k < setup_.k; ++k) {
+          x.codes[static_cast<size_t>(map.word_index(row, k))] |= numerics::int4_of_q(q) << (4 * (k % 8));
+        }
+      }
+    }
   }
 
   W4A8Gemm problem(float* out) const {

@@ -13,8 +13,8 @@ struct Digits {
   using S = Simd;
   using I = Simd::I;
   using F = Simd::F;
-  static constexpr int kTokens = 7;  // at once: 21 sums, two weights, two constants
-  static constexpr int64_t kMostRows = 1;
+  static constexpr int kTokens = 7;        // at once: 21 sums, two weights, two constants
+  static constexpr int64_t kMostRows = 1;  // without VNNI, fma chains win from two rows on
   static constexpr int vectors(int) { return 1; }
   static constexpr int64_t kAhead = 2048;  // bytes
 

@@ -7,6 +7,7 @@ namespace quadrille::kernels::cpu {
 namespace {
 
 struct VnniDigits : Digits {
+  static constexpr int64_t kMostRows = INT64_MAX;
   QD_HD static I first(int32_t start) { return Simd::set_i(start); }
   QD_HD static I dot(I sum, I weights, I digits) { return _mm512_dpbusd_epi32(sum, weights, digits); }
   QD_HD static I total(const I (&sum)[3], int32_t) {
