@@ -208,6 +208,13 @@ int NumaPlacement::num_cpus() const {
   return static_cast<int>(count);
 }
 
+std::vector<int> NumaPlacement::all_cpus() const {
+  std::vector<int> all;
+  for (const auto& node : cpus) all.insert(all.end(), node.begin(), node.end());
+  std::sort(all.begin(), all.end());
+  return all;
+}
+
 const std::vector<int>& NumaPlacement::cpus_of_thread(int thread, int num_threads) const {
   // The core that the thread would have alone, counted through the nodes.
   auto at = static_cast<size_t>(int64_t{thread} * num_cpus() / num_threads);
@@ -238,18 +245,21 @@ NumaCalls system_numa_calls() {
 
 Result<PlacedPool> make_placed_pool(int num_threads, const NumaPlacement& placement, const NumaCalls& calls) {
   PlacedPool made;
-  // Before the threads: they inherit the policy.
+  const auto bind = [&calls](pthread_t thread, const std::vector<int>& cpus) -> Status {
+    const int error = calls.bind_thread(thread, cpus);
+    if (error == 0) return {};
+    return make_error(ErrorCode::kIo, "--numa: the system refused to bind a thread to cores {} ({}): use --numa off",
+                      cpu_list_text(cpus), std::strerror(error));
+  };
+  // Before the pool: it counts the cores of this thread, and its threads inherit the policy. This thread may move: what
+  // it makes next, such as a second pool, is not to be caught on one node.
+  if (placement.binds_threads) QD_TRY_STATUS(bind(::pthread_self(), placement.all_cpus()));
   QD_TRY_STATUS(place_memory(placement, calls, &made.warnings));
-  if (num_threads == 0 && placement.binds_threads) num_threads = std::min(placement.num_cpus(), usable_cores());
   made.pool = std::make_unique<ThreadPool>(num_threads);
   if (!placement.binds_threads) return made;
-  const int count = made.pool->num_threads();
-  for (int i = count; i-- > 0;) {
-    const std::vector<int>& cpus = placement.cpus_of_thread(i, count);
-    if (const int error = calls.bind_thread(made.pool->thread_handle(i), cpus); error != 0) {
-      return make_error(ErrorCode::kIo, "--numa: the system refused to bind thread {} to cores {} ({}): use --numa off",
-                        i, cpu_list_text(cpus), std::strerror(error));
-    }
+  const int count = made.pool->num_active();
+  for (int i = 1; i < count; ++i) {
+    QD_TRY_STATUS(bind(made.pool->thread_handle(i), placement.cpus_of_thread(i, count)));
   }
   return made;
 }

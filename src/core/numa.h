@@ -56,6 +56,7 @@ struct NumaPlacement {
   std::vector<int> memory_nodes;
 
   int num_cpus() const;
+  std::vector<int> all_cpus() const;
   // The cores of the node of thread `thread` of `num_threads`: nodes are filled in order, each with the share of the
   // threads that it has of the cores.
   const std::vector<int>& cpus_of_thread(int thread, int num_threads) const;
@@ -78,9 +79,9 @@ struct NumaCalls {
 NumaCalls system_numa_calls();
 
 // A pool of `num_threads` (0: the usable cores of the placement), placed. The calling thread is its thread 0: it stays
-// bound, and keeps the memory policy, as do threads that it starts later. kIo where the system refuses to bind, or to
-// interleave; where it refuses to prefer a node (containers often do) that is a warning: memory then lies where the
-// bound threads touch it first.
+// on the cores of the placement, any of them, and keeps the memory policy, as do threads that it starts later. kIo
+// where the system refuses to bind, or to interleave; where it refuses to prefer a node (containers often do) that is a
+// warning: memory then lies where the bound threads touch it first.
 Result<PlacedPool> make_placed_pool(int num_threads, const NumaPlacement& placement,
                                     const NumaCalls& calls = system_numa_calls());
 

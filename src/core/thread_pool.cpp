@@ -10,8 +10,8 @@ namespace quadrille {
 namespace {
 
 // Longer than the gap between two kernels of a decode step, far shorter than a scheduler slice.
-constexpr std::chrono::nanoseconds kSpinTime{20000};
-// Where the pool has more threads than cores, waiting takes time from those that work.
+constexpr std::chrono::nanoseconds kSpinTime{10000};
+// Where more threads run than there are cores, waiting takes time from those that work.
 constexpr int kCrowdedSpins = 20;
 
 constexpr uint64_t kOpen = uint64_t{1} << 31;
@@ -46,10 +46,14 @@ int spins_of_this_cpu() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads)
-    : ranges_(static_cast<size_t>(num_threads > 0 ? num_threads : usable_cores())), workers_(ranges_.size() - 1) {
-  spins_ = this->num_threads() <= usable_cores() ? spins_of_this_cpu() : kCrowdedSpins;
-  for (int i = 1; i < this->num_threads(); ++i) {
+ThreadPool::ThreadPool(int num_threads, Start start) : ThreadPool(num_threads, start, usable_cores()) {}
+
+ThreadPool::ThreadPool(int num_threads, Start start, int cores)
+    : num_threads_(num_threads > 0 ? num_threads : cores),
+      ranges_(static_cast<size_t>(start == Start::kAll ? num_threads_ : std::min(num_threads_, cores))),
+      workers_(ranges_.size() - 1) {
+  spins_ = num_active() <= cores ? spins_of_this_cpu() : kCrowdedSpins;
+  for (int i = 1; i < num_active(); ++i) {
     threads_.emplace_back([this, i](const std::stop_token& stop) { worker_loop(stop, i); });
   }
 }
@@ -212,11 +216,11 @@ void ThreadPool::lay_out(int64_t parts) {
     for (Range& range : ranges_) range.claimed.store(0, std::memory_order_relaxed);
     run_ = 1;
   }
-  const int64_t most = kMostChunks * num_threads();
+  const int64_t most = kMostChunks * num_active();
   parts_ = parts;
   parts_a_chunk_ = (parts - 1) / most + 1;
   chunks_ = (parts - 1) / parts_a_chunk_ + 1;
-  num_ranges_ = std::min<int64_t>(chunks_, num_threads());
+  num_ranges_ = std::min<int64_t>(chunks_, num_active());
   open_ranges_.store(num_ranges_, std::memory_order_relaxed);
 }
 

@@ -21,23 +21,29 @@ namespace quadrille {
 
 class ThreadPool {
  public:
+  // Threads beyond the usable cores would take time from those that compute, and wait for each other through the
+  // scheduler: kUsableCores leaves them out, though work is still cut for as many as were asked for. kAll starts them,
+  // for tests.
+  enum class Start { kUsableCores, kAll };
   // `num_threads` >= 1 counts the caller's thread: a pool of one starts no thread. 0 means one a usable core.
   // The threads inherit the affinity and the memory policy of the thread that makes the pool (core/numa.h).
-  explicit ThreadPool(int num_threads = 0);
+  explicit ThreadPool(int num_threads = 0, Start start = Start::kUsableCores);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int num_threads() const { return static_cast<int>(ranges_.size()); }
-  // To bind thread `worker` to cores; worker 0 is the calling thread.
+  int num_threads() const { return num_threads_; }
+  // Those that run, the caller among them: at most num_threads().
+  int num_active() const { return static_cast<int>(ranges_.size()); }
+  // To bind thread `worker`, below num_active(), to cores; worker 0 is the calling thread.
   pthread_t thread_handle(int worker);
 
   using RawBody = void (*)(void* context, int64_t part, int worker);
 
   // Runs body(context, part, worker) for part = 0..parts-1, each once; returns when all are done. `worker` is the
-  // thread that runs it, 0..num_threads()-1, the caller is 0; no two run at once with the same number, so it may choose
+  // thread that runs it, 0..num_active()-1, the caller is 0; no two run at once with the same number, so it may choose
   // scratch memory. Worker i owns the parts from parts * i / n up to parts * (i + 1) / n, n = min(parts,
-  // num_threads()), but any worker may run a part: a body's result must depend on `part` alone. The first exception of
+  // num_active()), but any worker may run a part: a body's result must depend on `part` alone. The first exception of
   // a body is thrown here. Not reentrant: one run() at a time a pool (a second caller waits); a body must not call
   // run() of its own pool.
   void run_raw(int64_t parts, RawBody body, void* context);
@@ -70,6 +76,7 @@ class ThreadPool {
     std::atomic<bool> is_parked{false};
   };
 
+  ThreadPool(int num_threads, Start start, int cores);
   void worker_loop(const std::stop_token& stop, int number);
   bool may_join(uint64_t seen) const;
   bool join(uint64_t* seen);
@@ -86,6 +93,7 @@ class ThreadPool {
   void open_run();
   void close_run();
 
+  int num_threads_;
   int spins_;
   std::mutex caller_mutex_;  // one run at a time
   std::mutex left_mutex_;    // pairs with left_

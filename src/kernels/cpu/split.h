@@ -13,7 +13,8 @@ namespace quadrille::kernels::cpu {
 // A part is worth at least this (6 us): a worker that is woken costs 1 us out of its spin loop and tens of us where it
 // was parked, and run() waits for every worker it woke.
 inline constexpr int64_t kCostOfOnePart = 30000;
-// With more parts than threads a thread that was held up leaves its parts to the others.
+// A thread owns as many neighbouring parts, the same ones in every call of a shape: one stream of bytes. One that was
+// held up leaves the rest of them to the others (core/thread_pool.h).
 inline constexpr int64_t kPartsPerThread = 4;
 
 // Parts for work of that cost: 1 where waking the pool does not pay, else up to kPartsPerThread a thread.

@@ -84,7 +84,8 @@ inline auto every_cpu_table() {
 
 // Pools of 1, 2, 3 and 7 threads, and an arena each.
 struct Contexts {
-  ThreadPool pools[4] = {ThreadPool(1), ThreadPool(2), ThreadPool(3), ThreadPool(7)};
+  static constexpr auto kAll = ThreadPool::Start::kAll;  // also where there are fewer cores
+  ThreadPool pools[4] = {ThreadPool(1), ThreadPool(2, kAll), ThreadPool(3, kAll), ThreadPool(7, kAll)};
   Arena arena;
 
   // body(context) with every pool.
