@@ -11,7 +11,8 @@ namespace quadrille::kernels {
 namespace {
 
 const KernelTable* const kTables[] = {
-    &cpu::kAmxTable, &cpu::kAvx512Table, &cpu::kAvx2Table, &cpu::kGenericTable, &ref::kRefTable, &ref::kHopperTable,
+    &cpu::kAmxTable,     &cpu::kAvx512Table, &cpu::kAvx2Table,   &cpu::kGenericTable,
+    &cpu::kVdpbf16Table, &ref::kRefTable,    &ref::kHopperTable,
 };
 
 std::string names() {

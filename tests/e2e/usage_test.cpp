@@ -123,7 +123,7 @@ TEST(Version, SaysWhatThisBuildIs) {
       EXPECT_FALSE(table["by_name_only"]);
     }
   }
-  EXPECT_THAT(names, ::testing::IsSupersetOf({"ref", "hopper", "generic", "avx2", "avx512", "amx"}));
+  EXPECT_THAT(names, ::testing::IsSupersetOf({"ref", "hopper", "generic", "avx2", "avx512", "amx", "vdpbf16"}));
 }
 
 TEST(Usage, AFullDiskIsAnError) {

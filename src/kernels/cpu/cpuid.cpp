@@ -54,6 +54,8 @@ CpuFeatures read_features() {
   features.amx_bf16 = bit(d, 22);
   features.amx_tile = bit(d, 24);
   if (features.amx_tile && features.os_saves_tiles) features.tile_permission_error = ask_for_tiles();
+  const uint32_t last_page = a;  // of leaf 7
+  if (last_page >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) features.avx512bf16 = bit(a, 5);
   return features;
 }
 
@@ -114,6 +116,12 @@ std::string amx_reason_of(const CpuFeatures& f) {
 
 std::string amx_unavailable_reason() {
   return amx_reason_of(cpu_features());
+}
+
+std::string vdpbf16_unavailable_reason() {
+  const CpuFeatures& f = cpu_features();
+  const std::string reason = missing("vdpbf16", {{f.avx512bf16, "AVX512_BF16"}, {f.avx512vbmi, "AVX512_VBMI"}});
+  return reason.empty() ? avx512_unavailable_reason() : reason;
 }
 
 }  // namespace quadrille::kernels::cpu

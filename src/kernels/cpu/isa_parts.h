@@ -82,6 +82,7 @@ inline constexpr int kAttentionHeads = 8;  // the most query heads that share on
 
 extern const IsaParts kGenericParts, kAvx2Parts, kAvx512Parts, kAmxParts;
 extern const DigitParts kAvx512VnniDigits;
+extern const IsaParts kVdpbf16Parts;
 
 // The tiles of one expert's rows.
 struct TileSplit {

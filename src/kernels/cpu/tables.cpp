@@ -17,12 +17,13 @@ struct Bound<Parts, Drive> {
 };
 
 template <const IsaParts& Parts>
-constexpr KernelTable table_of(const char* name, const char* description, std::string (*unavailable_reason)()) {
+constexpr KernelTable table_of(const char* name, const char* description, std::string (*unavailable_reason)(),
+                               bool by_name_only = false) {
   return KernelTable{
       .name = name,
       .description = description,
       .supports_round_f32 = true,
-      .by_name_only = false,
+      .by_name_only = by_name_only,
       .unavailable_reason = unavailable_reason,
       .num_calls = [] { return Parts.num_calls(); },
       .quantize_rows = Bound<Parts, drive_quantize_rows>::run,
@@ -53,5 +54,8 @@ constinit const KernelTable kAvx512Table =
 constinit const KernelTable kAmxTable =
     table_of<kAmxParts>("amx", "AMX-BF16 tiles for W4A8 products of several rows, AVX-512 for the rest, the CPU order",
                         amx_unavailable_reason);
+constinit const KernelTable kVdpbf16Table =
+    table_of<kVdpbf16Parts>("vdpbf16", "AVX-512 with vdpbf16ps for the W4A8 product, an order of its own",
+                            vdpbf16_unavailable_reason, /*by_name_only=*/true);
 
 }  // namespace quadrille::kernels::cpu

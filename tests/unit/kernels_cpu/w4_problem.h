@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A random W4A8 problem in the CPU layout, and an independent scalar statement of its result in the CPU order
-// (docs/numerics.md section 3): plain loops over canonical weights, std::fma, no code of the tables.
+// A random W4A8 problem in the CPU layout, and an independent scalar statement of its result in the CPU order or that
+// of `vdpbf16` (docs/numerics.md section 3): plain loops over canonical weights, std::fma, no code of the tables.
 #pragma once
 
 #include <algorithm>
@@ -22,6 +22,7 @@ struct W4Case {
   bool gather = false;
   bool bias = false;
   bool block = false;  // 1 x 128 activation scales
+  bool pairs = false;  // expected() in the order of `vdpbf16`
 };
 
 class W4Problem {
@@ -161,8 +162,20 @@ class W4Problem {
     return numerics::e4m3_to_f32(numerics::e4m3_from_f32(numerics::e4m3_to_f32(x.scale8[at]) * q));
   }
 
+  // The chain of `vdpbf16` over the same positions: in each 8 the pairs (j, j + 4), the later position first.
+  float pairs_step(const Expert& x, int64_t row, const uint8_t* act, int64_t k0, float acc) const {
+    for (const int i : {4, 0, 5, 1, 6, 2, 7, 3}) {
+      acc = std::fma(numerics::e4m3_to_f32(act[k0 + i]), weight(x, row, k0 + i), acc);
+    }
+    return acc;
+  }
+
   // acc + (e + o) over the step that begins at k0; positions behind k are zero products.
   float step(const Expert& x, int64_t row, const uint8_t* act, int64_t k0, float acc) const {
+    if (setup_.pairs) {
+      for (int64_t k = k0; k < k0 + 32 && k < setup_.k; k += 8) acc = pairs_step(x, row, act, k, acc);
+      return acc;
+    }
     float chain[2] = {0.0f, 0.0f};
     for (int64_t i = 0; i < 32 && k0 + i < setup_.k; ++i) {
       chain[i % 2] = std::fma(numerics::e4m3_to_f32(act[k0 + i]), weight(x, row, k0 + i), chain[i % 2]);

@@ -25,7 +25,7 @@ TEST(Registry, NamesAreUniqueAndThoseByNameOnlyComeLast) {
     by_name_only_seen = by_name_only_seen || table->by_name_only;
     EXPECT_EQ(table->supports_round_f32, std::string(table->name) != "hopper");
   }
-  EXPECT_THAT(names, ::testing::IsSupersetOf({"ref", "hopper", "generic", "avx2", "avx512", "amx"}));
+  EXPECT_THAT(names, ::testing::IsSupersetOf({"ref", "hopper", "generic", "avx2", "avx512", "amx", "vdpbf16"}));
 }
 
 TEST(Registry, EmptyNamePicksTheFirstThatRuns) {

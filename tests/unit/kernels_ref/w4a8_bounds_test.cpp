@@ -30,6 +30,7 @@ struct Size {
   double hopper_units = 0;  // bound on what the k32 steps lose, in units of the result
   double factor = 0;        // |last factor|: an underflowed step costs 2^-149 times it
   int64_t cpu_roundings = 0;
+  int64_t pair_roundings = 0;  // of `vdpbf16`
   int64_t scale_roundings = 0;
 };
 
@@ -73,6 +74,7 @@ Size size_of(const W4A8Sample& s, int64_t slot, int64_t n) {
   size.hopper_units *= std::fabs(size.factor);
   // 16 in e or o, one for e + o, one a step for acc, one a group, two for the factors of the result.
   size.scale_roundings += 3;
+  size.pair_roundings = std::min(s.shape.k, piece) + size.scale_roundings;  // a chain of an fma a position
   size.cpu_roundings = 16 + 1 + std::min(steps, (piece + 31) / 32) + size.scale_roundings;
   return size;
 }
@@ -84,7 +86,8 @@ double bound_of(const kernels::KernelTable& table, const Size& size) {
   if (std::string(table.name) == "hopper") {
     return size.hopper_units + gamma(size.scale_roundings) * size.magnitude + once + underflow;
   }
-  return gamma(size.cpu_roundings) * size.magnitude + once + underflow;
+  const bool pairs = std::string(table.name) == "vdpbf16";
+  return gamma(pairs ? size.pair_roundings : size.cpu_roundings) * size.magnitude + once + underflow;
 }
 
 void expect_within_bounds(W4A8Sample& sample) {
