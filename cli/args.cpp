@@ -20,7 +20,20 @@ int ModelOptions::gpu_ordinal() const {
   return colon == std::string::npos ? 0 : std::stoi(device.substr(colon + 1));
 }
 
+NumaChoice ModelOptions::numa_value() const {
+  NumaChoice choice;
+  if (const auto parsed = parse_numa(numa)) choice = *parsed;  // checked where the option was read
+  choice.local_rank = local_rank;
+  return choice;
+}
+
 namespace {
+
+// "" where `text` is a choice.
+std::string check_numa(const std::string& text) {
+  const auto choice = parse_numa(text);
+  return choice ? "" : choice.error().message;
+}
 
 // "" where `text` names a device.
 std::string check_device(const std::string& text) {
@@ -70,6 +83,11 @@ void add_model_options(CLI::App& app, ModelOptions& options) {
       ->capture_default_str();
   app.add_option("--cache-tokens", options.cache_tokens, "Positions of the KV cache; 0: what the command needs")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 32))
+      ->capture_default_str();
+  app.add_option("--numa", options.numa,
+                 "Threads and memory of the model: off: where the system puts them; node=K: on that NUMA node; "
+                 "interleave: over all nodes; rank: each rank of the machine on a node of its own")
+      ->check(CLI::Validator(check_numa, "off|node=K|interleave|rank"))
       ->capture_default_str();
   app.add_option("--device", options.device, "Where the model computes: cpu, cuda (the first GPU) or cuda:N")
       ->check(CLI::Validator(check_device, "cpu|cuda[:N]"))

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/numa.h"
 #include "engine/request.h"
 #include "kernels/api/problems.h"
 
@@ -20,8 +21,9 @@ struct ModelOptions {
   std::string folder;
   std::string numerics = "exact";
   std::string rounding = "bf16";
-  std::string kernels;  // "": the best table that runs here
-  int threads = 0;      // 0: one a usable core
+  std::string kernels;       // "": the best table that runs here
+  int threads = 0;           // 0: one a usable core
+  std::string numa = "off";  // core/numa.h
   uint64_t seed = 0;
   std::string activations = "checkpoint";
   std::string scales = "keep";
@@ -32,7 +34,8 @@ struct ModelOptions {
   int tp = 1;                  // ranks (ranks.h)
   int ep = 1;
   std::string split_scales = "agreed";
-  int rank_timeout = 60;                    // seconds until all processes of a launch have come
+  int local_rank = 0;     // of this rank on its host, set by run_on_ranks(): the GPU or NUMA node that it takes
+  int rank_timeout = 60;  // seconds until all processes of a launch have come
   parallel::Communicator* ranks = nullptr;  // of this rank, set by run_on_ranks(); null: one rank
   // The rows and columns of a grid with expert ranks (rank_grid.h); null: there are none, `ranks` are tensor-parallel.
   parallel::Communicator* tensor_ranks = nullptr;
@@ -42,6 +45,7 @@ struct ModelOptions {
   kernels::Rounding rounding_value() const;
   bool on_gpu() const { return device != "cpu"; }
   int gpu_ordinal() const;  // where on_gpu()
+  NumaChoice numa_value() const;
 };
 
 // Adds MODEL and the options of ModelOptions. `options` must outlive the parse.

@@ -31,7 +31,7 @@ Result<std::unique_ptr<model::DeviceModel>> make_model(const GpuBenchOptions& op
 
 Result<GpuModel> make(Console& console, const GpuBenchOptions& options) {
   GpuModel made;
-  made.pool = std::make_unique<ThreadPool>(options.model.threads);
+  QD_TRY(made.pool, make_pool(console, options.model));
   QD_TRY(model::LoadOptions load, make_load_options(console, options.model, *made.pool));
   load.cache_pages = (gpu_bench_positions(options.plan) + model::kPagePositions - 1) / model::kPagePositions;
   load.max_positions = gpu_bench_longest(options.plan);

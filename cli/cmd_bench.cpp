@@ -49,7 +49,7 @@ GpuBenchOptions gpu_options(const BenchOptions& options) {
 
 Result<LoadedModel> make_random(Console& console, const BenchOptions& options, int64_t positions) {
   LoadedModel loaded;
-  loaded.pool = std::make_unique<ThreadPool>(options.model.threads);
+  QD_TRY(loaded.pool, make_pool(console, options.model));
   loaded.ranks = options.model.ranks;
   QD_TRY(const model::ModelConfig config, bench_shape(options.shape, options.layers, options.vocabulary));
   QD_TRY(model::LoadOptions load, make_load_options(console, options.model, *loaded.pool));

@@ -59,6 +59,12 @@ Result<model::DeviceOptions> make_device_options(const ModelOptions& options) {
   return device;
 }
 
+Result<std::unique_ptr<ThreadPool>> make_pool(Console& console, const ModelOptions& options) {
+  QD_TRY(PlacedPool placed, make_placed_pool(options.threads, options.numa_value()));
+  for (const std::string& warning : placed.warnings) console.warn(warning);
+  return std::move(placed.pool);
+}
+
 Result<model::LoadOptions> make_load_options(Console& console, const ModelOptions& options, ThreadPool& pool) {
   model::LoadOptions load;
   QD_TRY_STATUS(check_place(options));
@@ -81,7 +87,7 @@ Result<model::LoadOptions> make_load_options(Console& console, const ModelOption
 
 Result<LoadedModel> load_model(Console& console, const ModelOptions& options, int64_t positions) {
   LoadedModel loaded;
-  loaded.pool = std::make_unique<ThreadPool>(options.threads);
+  QD_TRY(loaded.pool, make_pool(console, options));
   QD_TRY(model::LoadOptions load, make_load_options(console, options, *loaded.pool));
   loaded.ranks = options.ranks;
   if (positions > 0) load.default_positions = positions;

@@ -28,6 +28,10 @@ struct LoadedModel {
 // The table that --kernels names, or the best one. kUnsupported when it does not run here or lacks the rounding.
 Result<const kernels::KernelTable*> choose_table(const ModelOptions& options);
 
+// The threads that --threads and --numa ask for. Before anything is loaded: memory goes where the threads are. The
+// calling thread is one of them.
+Result<std::unique_ptr<ThreadPool>> make_pool(Console& console, const ModelOptions& options);
+
 // What of LoadOptions the shared options decide; on a GPU there is no table.
 Result<model::LoadOptions> make_load_options(Console& console, const ModelOptions& options, ThreadPool& pool);
 

@@ -42,10 +42,12 @@ int failure_code() {
 }
 
 Status run_threads(Console& console, const ModelOptions& options, const RankBody& body) {
-  const int threads = options.threads > 0 ? options.threads : usable_cores();
+  QD_TRY(const int cores, cores_of_choice(options.numa_value()));
+  const int threads = options.threads > 0 ? options.threads : cores;
   const auto run = [&](parallel::Communicator& communicator) {
     ModelOptions own = options;
     own.threads = std::max(1, threads / num_ranks(options));
+    own.local_rank = communicator.rank();
     return run_in_grid(communicator, own, [&](const ModelOptions& in_grid) {
       if (communicator.rank() == 0) return body(console, in_grid);
       Console silent;
@@ -112,7 +114,9 @@ Status run_process(Console& console, const ModelOptions& options, const parallel
   parallel::RankRun run;
   run.body = [&](parallel::Communicator& ranks) {
     if (launch.rank != 0) console.mute();
-    return run_in_grid(ranks, options, [&](const ModelOptions& in_grid) { return body(console, in_grid); });
+    ModelOptions own = options;
+    own.local_rank = launch.local_rank;
+    return run_in_grid(ranks, own, [&](const ModelOptions& in_grid) { return body(console, in_grid); });
   };
   run.before_fail = [&process] { process->ends_by_itself.store(true); };
   run.is_shared = [](const Error& error) { return error.code == ErrorCode::kCancelled && agreed_to_stop(); };
