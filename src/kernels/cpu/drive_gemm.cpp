@@ -102,12 +102,15 @@ bool pack_digits(const DigitParts* digits, const W4A8Gemm& gemm, int tile_tokens
 void drive_w4a8_gemm(const IsaParts& parts, const W4A8Gemm& gemm, const KernelContext& context) {
   const ArenaScope scope(*context.scratch);
   const int64_t kp = (gemm.k + 31) / 32 * 32;
-  // A panel is two blocks of 16 rows: decoding costs about two operations a weight vector, a row one.
-  const int64_t decode = gemm.numerics == Numerics::kVllm ? 10 : 2;
-  const PanelCost cost{2 * kp * decode, 2 * kp};
   const int64_t slots = gemm.rows.offsets[gemm.rows.num_experts];
   const int64_t floats = parts.packed_w4a8_floats != nullptr ? parts.packed_w4a8_floats(gemm) : kp;
+  // A panel is two blocks of 16 rows: decoding costs about two operations a weight vector, the rounding of `vllm` ten,
+  // looking it up (rows are packed as more than kp floats then) three, a row one.
+  const int64_t decode = gemm.numerics == Numerics::kVllm ? (floats > kp ? 3 : 10) : 2;
+  const PanelCost cost{2 * kp * decode, 2 * kp};
   float* packed = context.scratch->take<float>(slots * floats);
+  const bool vllm_vnni = gemm.numerics == Numerics::kVllm && parts.vllm_vnni != nullptr && cpu_features().avx512vnni;
+  const auto compute = vllm_vnni ? parts.vllm_vnni->gemm : parts.w4a8_gemm;
   const DigitParts* digits = digits_of(parts, gemm);
   uint8_t* is_digits = digits != nullptr ? context.scratch->take<uint8_t>(slots) : nullptr;
   run_gemm(
@@ -119,7 +122,7 @@ void drive_w4a8_gemm(const IsaParts& parts, const W4A8Gemm& gemm, const KernelCo
       [&](GemmShare share) {
         share.is_digits = is_digits;
         share.digits = digits;
-        parts.w4a8_gemm(gemm, share);
+        compute(gemm, share);
       });
 }
 

@@ -35,6 +35,11 @@ struct DigitParts {
   void (*tile)(const W4A8Gemm&, const struct GemmShare&, int64_t slot, int64_t tokens);
 };
 
+// The `vllm` product of a unit with further instructions.
+struct VllmParts {
+  void (*gemm)(const W4A8Gemm&, const struct GemmShare&);
+};
+
 // A share of a grouped product: panels [panel_begin, panel_end) of one expert, all its rows.
 struct GemmShare {
   int64_t expert = 0;
@@ -62,6 +67,7 @@ struct IsaParts {
   void (*bf16_gemm)(const Bf16Gemm&, const GemmShare&);
   const DigitParts* digits;       // null: the unit has no such form
   const DigitParts* digits_vnni;  // takes its place where the processor has AVX512_VNNI
+  const VllmParts* vllm_vnni;     // takes the place of w4a8_gemm for `vllm` there; null: none
 
   // Rows (tokens) [begin, end).
   void (*quantize_rows)(const QuantizeRows&, int64_t begin, int64_t end);
@@ -81,8 +87,9 @@ struct IsaParts {
 inline constexpr int kAttentionHeads = 8;  // the most query heads that share one reading of a key block
 
 extern const IsaParts kGenericParts, kAvx2Parts, kAvx512Parts, kAmxParts;
-extern const DigitParts kAvx512VnniDigits;
 extern const IsaParts kVdpbf16Parts;
+extern const DigitParts kAvx512VnniDigits;
+extern const VllmParts kAvx512VnniVllm;
 
 // The tiles of one expert's rows.
 struct TileSplit {

@@ -4,6 +4,8 @@
 #include <cmath>
 
 #include "kernels/cpu/body/w4a8_vllm_table.h"
+#include "kernels/cpu/cpuid.h"
+#include "kernels/cpu/drive.h"
 #include "w4_problem.h"
 
 namespace quadrille::kernels::test {
@@ -120,6 +122,26 @@ TEST_P(W4A8Vllm, NanInOneStepOfOneToken) {
     problem.act()[static_cast<size_t>((rows - 1) * 256 + 200)] = 0xff;
     problem.set_scale(0, 3, 1, 0, 0x7f);
     expect_exact_bits(problem);
+  }
+}
+
+// What a machine with AVX-512 and without VNNI runs.
+TEST(W4A8VllmForms, Avx512WithoutVnni) {
+  const std::string reason = cpu::avx512_unavailable_reason();
+  if (!reason.empty()) GTEST_SKIP() << reason;
+  cpu::IsaParts parts = cpu::kAvx512Parts;
+  parts.vllm_vnni = nullptr;
+  ThreadPool pool(1);
+  Arena arena;
+  for (const int64_t group : {32, 64, 128}) {
+    for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 30}) {
+      const W4Problem problem({Numerics::kVllm, 40, 384, group, {rows}}, 9);
+      W4A8Gemm gemm = problem.problem(nullptr);
+      Buffer<float> out = poisoned(rows * gemm.n);
+      gemm.out = out.data();
+      cpu::drive_w4a8_gemm(parts, gemm, {&pool, &arena});
+      EXPECT_TRUE(same_bits(problem.expected(), out)) << "group " << group << " rows " << rows;
+    }
   }
 }
 

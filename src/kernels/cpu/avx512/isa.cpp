@@ -10,8 +10,14 @@ namespace quadrille::kernels::cpu {
 
 namespace {
 constexpr DigitParts kDigits = digit_parts<Digits>();
-}
 
-constinit const IsaParts kAvx512Parts = parts_of<Simd>(&kDigits, &kAvx512VnniDigits);
+constexpr IsaParts parts_with_vnni() {
+  IsaParts parts = parts_of<Simd>(&kDigits, &kAvx512VnniDigits);
+  parts.vllm_vnni = &kAvx512VnniVllm;
+  return parts;
+}
+}  // namespace
+
+constinit const IsaParts kAvx512Parts = parts_with_vnni();
 
 }  // namespace quadrille::kernels::cpu

@@ -13,6 +13,10 @@
 namespace quadrille::kernels::cpu {
 namespace {
 
+// Weights are fetched this many words ahead: the lines of a block are not read in ascending order, and with several
+// tokens there is time between two blocks.
+constexpr int64_t kWordsAhead = 512;
+
 // 128 positions of one vector of rows. A step behind the last repeats the last: its activations are zero.
 template <class S>
 struct VllmWeights {
@@ -65,7 +69,11 @@ struct VllmDecoder {
   QD_HD void decode(const VllmWeights<S>& weights, int place, typename S::I (&bytes)[2][4]) const {
     typename S::I words[4];
 #pragma GCC unroll 4
-    for (int s = 0; s < 4; ++s) words[s] = S::load_words(weights.codes[s] + place * kBlockRows);
+    for (int s = 0; s < 4; ++s) {
+      const uint32_t* line = weights.codes[s] + place * kBlockRows;
+      __builtin_prefetch(line + kWordsAhead);
+      words[s] = S::load_words(line);
+    }
     S::transpose4(words);
     const typename S::I nibble = S::set_i(0x0f0f0f0f);
 #pragma GCC unroll 4
