@@ -67,6 +67,17 @@ Status meet(parallel::Communicator* ranks) {
   return ranks == nullptr ? Status() : ranks->barrier();
 }
 
+// The median of `count` decode steps that all have `context` tokens in front of theirs.
+Result<double> decode_steps(OneSequence& sequence, parallel::Communicator* ranks, int64_t context, int64_t count) {
+  std::vector<double> all;
+  for (int64_t i = 0; i < count; ++i) {
+    if (any_rank(ranks, interrupted())) return interrupted_error("bench");
+    QD_TRY(const double seconds, sequence.step(context, 1));
+    all.push_back(seconds);
+  }
+  return bench::median(all);
+}
+
 }  // namespace
 
 double BenchSeries::median_seconds() const {
@@ -80,49 +91,65 @@ double BenchSeries::ratio() const {
 }
 
 int64_t bench_positions(const BenchPlan& plan) {
-  return plan.prefill_tokens + plan.decode_tokens;
+  int64_t positions = plan.prefill_tokens;
+  for (const int64_t context : plan.contexts) positions = std::max(positions, context + 1);
+  return positions;
+}
+
+void fit_contexts(int64_t max_positions, BenchPlan* plan) {
+  for (int64_t& context : plan->contexts) context = std::max<int64_t>(0, std::min(context, max_positions - 1));
+  plan->contexts.erase(std::unique(plan->contexts.begin(), plan->contexts.end()), plan->contexts.end());
 }
 
 Result<BenchResult> measure(model::AnyModel& model, ThreadPool& pool, parallel::Communicator* ranks,
                             const BenchPlan& plan, const std::function<void(int64_t done, int64_t total)>& progress) {
-  const int64_t bytes_a_value = model.rounding() == kernels::Rounding::kF32 ? 4 : 2;
   BenchResult result;
-  // A decode step in the middle of the measured ones stands for the length of the context.
-  const int64_t context = plan.prefill_tokens + plan.decode_tokens / 2;
+  for (const int64_t context : plan.contexts) result.decode.emplace_back().context = context;
   result.prefill.work = prefill_flops(model.config(), plan.prefill_tokens);
   OneSequence sequence(model, plan.seed);
   bench::Ceilings ceilings(pool);
   const bench::DotUnit unit = bench::dot_unit_of(model.backend());
+  // Every position holds keys of its own before its first reading.
+  for (int64_t begin = 0; begin < bench_positions(plan); begin += plan.prefill_tokens) {
+    if (any_rank(ranks, interrupted())) return interrupted_error("bench");
+    QD_TRY(const double unused, sequence.step(begin, std::min(plan.prefill_tokens, bench_positions(plan) - begin)));
+    static_cast<void>(unused);
+  }
   for (int64_t round = 0; round <= plan.rounds; ++round) {
     progress(round, plan.rounds + 1);
     if (round == 1) ceilings.clear();
     QD_TRY_STATUS(meet(ranks));
     ceilings.probe_dot(unit);
     QD_TRY_STATUS(meet(ranks));
-    QD_TRY(const double prefill_seconds, sequence.step(0, plan.prefill_tokens));
-    QD_TRY_STATUS(meet(ranks));
-    ceilings.probe_read();
-    QD_TRY_STATUS(meet(ranks));
-    std::vector<double> decode_seconds;
-    for (int64_t i = 0; i < plan.decode_tokens; ++i) {
-      if (any_rank(ranks, interrupted())) return interrupted_error("bench");
-      QD_TRY(const double seconds, sequence.step(plan.prefill_tokens + i, 1));
-      decode_seconds.push_back(seconds);
+    if (round > 0) {  // the steps above have warmed it up
+      QD_TRY(const double prefill_seconds, sequence.step(0, plan.prefill_tokens));
+      result.prefill.seconds.push_back(prefill_seconds);
     }
-    if (round == 0) continue;
-    result.prefill.seconds.push_back(prefill_seconds);
-    result.decode.seconds.push_back(bench::median(decode_seconds));
+    for (BenchSeries& series : result.decode) {
+      QD_TRY_STATUS(meet(ranks));
+      ceilings.probe_read();
+      QD_TRY_STATUS(meet(ranks));
+      QD_TRY(const double decode_seconds, decode_steps(sequence, ranks, series.context, plan.decode_tokens));
+      if (round > 0) series.seconds.push_back(decode_seconds);
+    }
   }
   double of_ranks[] = {static_cast<double>(model.memory().bytes_read_per_token), ceilings.read_rate(),
                        ceilings.dot_rate()};
   QD_TRY_STATUS(sum_over(ranks, of_ranks));
   const auto [weight_bytes, read_rate, dot_rate] = of_ranks;
-  result.decode.work = weight_bytes + kv_bytes_read(model.config(), context, bytes_a_value);
+  const int64_t bytes_a_value = model.rounding() == kernels::Rounding::kF32 ? 4 : 2;
   // A step that is faster than every probe raises the ceiling: a ratio never exceeds one.
-  result.decode.ceiling = std::max(read_rate, result.decode.reached());
+  double fastest = read_rate;
+  for (BenchSeries& series : result.decode) {
+    series.work = weight_bytes + kv_bytes_read(model.config(), series.context + 1, bytes_a_value);
+    fastest = std::max(fastest, series.reached());
+  }
+  for (BenchSeries& series : result.decode) {
+    series.ceiling = fastest;
+    series.probe = fastest > read_rate ? "the step itself" : ceilings.best_read_form();
+  }
   result.prefill.ceiling = std::max(dot_rate, result.prefill.reached());
   result.prefill.probe = bench::dot_unit_name(unit);
-  result.decode.probe = ceilings.best_read_form();
   return result;
 }
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <thread>
 
+#include "bench/verdict.h"
 #include "cli/bench_gpu_report.h"
 #include "cli/bench_measure.h"
 #include "cli/bench_shapes.h"
@@ -27,7 +28,7 @@ struct BenchOptions {
   bool as_json = false;
   int64_t prefill = 0, decode = 0;  // 0: the default of the device
   std::vector<int64_t> batches = {1, 64};
-  int64_t context = 1024;
+  std::vector<int64_t> contexts;  // empty: the default of the device
 };
 
 GpuBenchOptions gpu_options(const BenchOptions& options) {
@@ -39,7 +40,7 @@ GpuBenchOptions gpu_options(const BenchOptions& options) {
   gpu.group_size = options.group_size;
   gpu.as_json = options.as_json;
   gpu.plan.batches = options.batches;
-  gpu.plan.context = options.context;
+  if (!options.contexts.empty()) gpu.plan.context = options.contexts.front();
   if (options.prefill > 0) gpu.plan.prefill_tokens = options.prefill;
   if (options.decode > 0) gpu.plan.decode_tokens = options.decode;
   gpu.plan.rounds = options.plan.rounds;
@@ -72,25 +73,35 @@ std::string subject_text(const BenchOptions& options, const model::ModelConfig& 
                      config.vocab_size, options.group_size);
 }
 
+// Verdicts are for the shapes that the targets are set for; a model that fits the caches has none.
+std::string verdict_text(const BenchOptions& options, double ratio, double target) {
+  if (options.shape.empty()) return "";
+  return fmt::format("{} {:.0f} %", ratio >= target ? "pass" : "FAIL", 100 * target);
+}
+
 void print_table(Console& console, const BenchOptions& options, const LoadedModel& loaded, const BenchResult& result) {
   const BenchPlan& plan = options.plan;
   console.print("{} ({})\n\n", subject_text(options, loaded.model->config()), settings_text(loaded));
-  TextTable table({"", ">tokens/s", ">ms", ">must", ">reached", ">ceiling", ">ratio"});
-  const BenchSeries& decode = result.decode;
-  table.add_row({"decode, 1 token", fmt::format("{:.1f}", 1 / decode.median_seconds()),
-                 fmt::format("{:.2f}", 1e3 * decode.median_seconds()), fmt::format("read {:.1f} MB", decode.work / 1e6),
-                 fmt::format("{:.2f} GB/s", decode.reached() / 1e9), fmt::format("{:.2f} GB/s", decode.ceiling / 1e9),
-                 fmt::format("{:.0f} %", 100 * decode.ratio())});
+  TextTable table({"", ">tokens/s", ">ms", ">must", ">reached", ">ceiling", ">ratio", ">target"});
+  for (const BenchSeries& decode : result.decode) {
+    table.add_row({fmt::format("decode, context {}", decode.context),
+                   fmt::format("{:.1f}", 1 / decode.median_seconds()),
+                   fmt::format("{:.2f}", 1e3 * decode.median_seconds()),
+                   fmt::format("read {:.1f} MB", decode.work / 1e6), fmt::format("{:.2f} GB/s", decode.reached() / 1e9),
+                   fmt::format("{:.2f} GB/s", decode.ceiling / 1e9), fmt::format("{:.0f} %", 100 * decode.ratio()),
+                   verdict_text(options, decode.ratio(), bench::decode_target(decode.context))});
+  }
   const BenchSeries& prefill = result.prefill;
-  table.add_row({fmt::format("prefill, {} tokens", plan.prefill_tokens),
-                 fmt::format("{:.1f}", static_cast<double>(plan.prefill_tokens) / prefill.median_seconds()),
-                 fmt::format("{:.2f}", 1e3 * prefill.median_seconds()),
-                 fmt::format("do {:.2f} GFLOP", prefill.work / 1e9),
-                 fmt::format("{:.1f} GFLOP/s", prefill.reached() / 1e9),
-                 fmt::format("{:.1f} GFLOP/s", prefill.ceiling / 1e9), fmt::format("{:.0f} %", 100 * prefill.ratio())});
+  const double target = bench::prefill_target(bench::dot_unit_of(loaded.model->backend()));
+  table.add_row(
+      {fmt::format("prefill, {} tokens", plan.prefill_tokens),
+       fmt::format("{:.1f}", static_cast<double>(plan.prefill_tokens) / prefill.median_seconds()),
+       fmt::format("{:.2f}", 1e3 * prefill.median_seconds()), fmt::format("do {:.2f} GFLOP", prefill.work / 1e9),
+       fmt::format("{:.1f} GFLOP/s", prefill.reached() / 1e9), fmt::format("{:.1f} GFLOP/s", prefill.ceiling / 1e9),
+       fmt::format("{:.0f} %", 100 * prefill.ratio()), verdict_text(options, prefill.ratio(), target)});
   console.write(table.text());
   console.print("Medians of {} rounds. Ceilings probed in the same rounds: read bandwidth ({}), dot peak ({}).\n",
-                plan.rounds, decode.probe, prefill.probe);
+                plan.rounds, result.decode.front().probe, prefill.probe);
 }
 
 nlohmann::json series_json(const BenchSeries& series, int64_t tokens, const char* unit) {
@@ -106,18 +117,40 @@ nlohmann::json series_json(const BenchSeries& series, int64_t tokens, const char
           {"samples_seconds", series.seconds}};
 }
 
+nlohmann::json decode_json(const BenchSeries& series) {
+  nlohmann::json json = series_json(series, 1, "bytes");
+  json["context"] = series.context;
+  json["target"] = bench::decode_target(series.context);
+  return json;
+}
+
+nlohmann::json result_json(const BenchOptions& options, const LoadedModel& loaded, const BenchResult& result) {
+  nlohmann::json prefill = series_json(result.prefill, options.plan.prefill_tokens, "flop");
+  prefill["target"] = bench::prefill_target(bench::dot_unit_of(loaded.model->backend()));
+  nlohmann::json all = nlohmann::json::array();
+  for (const BenchSeries& series : result.decode) all.push_back(decode_json(series));
+  return {{"model", subject_text(options, loaded.model->config())},
+          {"settings", settings_json(loaded, options.model)},
+          {"rounds", options.plan.rounds},
+          {"decode", all.front()},
+          {"decode_by_context", all},
+          {"prefill", prefill}};
+}
+
 Status run_bench(Console& console, BenchOptions options) {
   if (options.model.on_gpu()) return run_gpu_bench(console, gpu_options(options));
   if (options.prefill > 0) options.plan.prefill_tokens = options.prefill;
   if (options.decode > 0) options.plan.decode_tokens = options.decode;
+  if (!options.contexts.empty()) options.plan.contexts = options.contexts;
   const int64_t positions = bench_positions(options.plan);
   auto made =
       options.shape.empty() ? load_model(console, options.model, positions) : make_random(console, options, positions);
   if (!made) return made.error();
   const LoadedModel& loaded = *made;
-  if (loaded.model->max_positions() < positions) {
-    return make_error(ErrorCode::kCapacity, "the model takes {} positions; --prefill and --decode need {}",
-                      loaded.model->max_positions(), positions);
+  if (options.contexts.empty()) fit_contexts(loaded.model->max_positions(), &options.plan);
+  if (loaded.model->max_positions() < bench_positions(options.plan)) {
+    return make_error(ErrorCode::kCapacity, "the model takes {} positions; --prefill and --context need {}",
+                      loaded.model->max_positions(), bench_positions(options.plan));
   }
   Progress progress(console, "bench", "rounds", options.model.quiet);
   const auto result = measure(*loaded.model, *loaded.pool, loaded.ranks, options.plan,
@@ -125,16 +158,9 @@ Status run_bench(Console& console, BenchOptions options) {
   progress.finish();
   if (!result) return result.error();
   if (console.muted()) return {};
-  if (!options.as_json) {
-    print_table(console, options, loaded, *result);
-    return {};
-  }
-  const nlohmann::json json = {{"model", subject_text(options, loaded.model->config())},
-                               {"settings", settings_json(loaded, options.model)},
-                               {"rounds", options.plan.rounds},
-                               {"decode", series_json(result->decode, 1, "bytes")},
-                               {"prefill", series_json(result->prefill, options.plan.prefill_tokens, "flop")}};
-  return write_json(console, "-", json);
+  if (options.as_json) return write_json(console, "-", result_json(options, loaded, *result));
+  print_table(console, options, loaded, *result);
+  return {};
 }
 
 }  // namespace
@@ -156,7 +182,7 @@ void add_bench(CLI::App& program, std::vector<Command>& commands) {
   app->add_option("--group-size", options->group_size, "Of the random weights")
       ->check(CLI::IsMember({"32", "64", "128", "channel"}))
       ->capture_default_str();
-  app->add_option("--prefill", options->prefill, "Tokens of the prompt (default 256, on a GPU 4096)")
+  app->add_option("--prefill", options->prefill, "Tokens of the prompt (default 512, on a GPU 4096)")
       ->check(CLI::Range(1, 1 << 20));
   app->add_option("--decode", options->decode, "Decode steps a round (default 16, on a GPU 32)")
       ->check(CLI::Range(1, 1 << 20));
@@ -164,9 +190,10 @@ void add_bench(CLI::App& program, std::vector<Command>& commands) {
       ->check(CLI::Range(1, 256))
       ->delimiter(',')
       ->capture_default_str();
-  app->add_option("--context", options->context, "On a GPU: tokens in front of the decoded ones")
+  app->add_option("--context", options->contexts,
+                  "Tokens in front of the decoded ones (default 1,2048, a row of the table each; on a GPU one, 1024)")
       ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
+      ->delimiter(',');
   app->add_option("--rounds", options->plan.rounds, "Measured rounds; one more warms up")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();

@@ -303,9 +303,18 @@ TEST_F(SmallModel, PerplexityIsThatOfTheLogits) {
 }
 
 TEST_F(SmallModel, BenchReportsRatios) {
-  const Outcome outcome = run("bench", {"--rounds", "1", "--prefill", "16", "--decode", "2", "--json"});
+  const Outcome outcome =
+      run("bench", {"--rounds", "1", "--prefill", "16", "--decode", "2", "--context", "1,40", "--json"});
   ASSERT_EXIT_OK(outcome);
   const auto json = parse_json(outcome.out);
+  ASSERT_EQ(json["decode_by_context"].size(), 2u);
+  EXPECT_EQ(json["decode"], json["decode_by_context"][0]);
+  // The longer context reads the keys and values of 39 more positions, in bf16.
+  const double more = json["decode_by_context"][1]["work"].get<double>() - json["decode"]["work"].get<double>();
+  const auto config = parse_json(read_text(model + "/config.json"));
+  const int64_t head_dim = config["hidden_size"].get<int64_t>() / config["num_attention_heads"].get<int64_t>();
+  const int64_t width = config["num_key_value_heads"].get<int64_t>() * head_dim;
+  EXPECT_EQ(more, static_cast<double>(39 * 2 * 2 * width * config["num_hidden_layers"].get<int64_t>()));
   for (const char* part : {"decode", "prefill"}) {
     EXPECT_GT(json[part]["tokens_per_second"].get<double>(), 0) << part;
     EXPECT_GT(json[part]["ratio"].get<double>(), 0) << part;
