@@ -112,6 +112,7 @@ class Program(unittest.TestCase):
         for ours, verdict in ((149.0, "FAIL"), (150.0, "pass")):
             case = llama_cpp.Case("decode", 32, 0, 1.5, ours=[ours, 1.0, 1000.0], peer=[100.0], switches=["-fa", "1"],
                                   our_bytes=[2e8], ceilings=[3e10], our_rates=[2e10])
+            self.assertAlmostEqual(case.ratio(), ours / 100)
             (row,) = llama_cpp.rows_of(shape, [case])
             self.assertIn(verdict, row)
             self.assertEqual(len(row), len(llama_cpp.HEAD))
