@@ -125,17 +125,19 @@ struct Simd {
   }
 
   // kLanes words of eight nibbles, and the value q of nibble J of each. Two ways that load different ports: a permute
-  // of a table by the low four bits (J = 0 and 4), and a number whose mantissa holds the nibble at a place of weight
-  // one, flipped to q + 8 by the same logic operation that masks it, less that number's constant (the others).
+  // of a table of bf16 by the low five bits of each 16-bit half gives J = 0 and 4 together (the table repeats, so that
+  // the fifth bit does not matter), and a number whose mantissa holds the nibble at a place of weight one, flipped to
+  // q + 8 by the same logic operation that masks it, less that number's constant (the others).
   QD_HD static I load_words(const uint32_t* p) { return _mm512_loadu_si512(p); }
   template <int J>
   QD_HD static F nibble(I words) {
     constexpr int kPlace = J % 4;
-    const I half = J < 4 ? words : _mm512_srli_epi32(words, 16);
     if constexpr (kPlace == 0) {
-      const F table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
-      return _mm512_permutexvar_ps(half, table);
+      const I pair = _mm512_permutexvar_epi16(words, bf16_of_nibbles());
+      if constexpr (J == 0) return as_float(_mm512_slli_epi32(pair, 16));
+      return as_float(_mm512_and_si512(pair, set_i(static_cast<int32_t>(0xffff0000u))));
     }
+    const I half = J < 4 ? words : _mm512_srli_epi32(words, 16);
     constexpr int kBits = 4 * kPlace;
     constexpr int kMaskThenFlip = 0x6a;  // (half & mask) ^ flip
     const I number =
@@ -221,6 +223,12 @@ struct Simd {
   }
 
  private:
+  // q of 16 nibbles as bf16, 0 .. 7 and -8 .. -1, twice.
+  QD_HD static I bf16_of_nibbles() {
+    const __m256i once = _mm256_setr_epi16(0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,  //
+                                           -0x3f00, -0x3f20, -0x3f40, -0x3f60, -0x3f80, -0x3fc0, -0x4000, -0x4080);
+    return _mm512_broadcast_i64x4(once);
+  }
   QD_HD static __m128i table(const uint8_t (*tables)[16], uint8_t code) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(tables[code]));
   }
