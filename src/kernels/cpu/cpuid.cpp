@@ -104,6 +104,7 @@ std::string amx_reason_of(const CpuFeatures& f) {
                                              {f.avx512vl, "AVX-512 VL"},
                                              {f.avx512dq, "AVX-512 DQ"},
                                              {f.avx512vbmi, "AVX-512 VBMI"},
+                                             {f.avx512vnni, "AVX-512 VNNI"},
                                              {f.fma, "FMA"},
                                              {f.amx_tile, "AMX-TILE"},
                                              {f.amx_bf16, "AMX-BF16"},

@@ -206,6 +206,7 @@ TEST(AmxReason, NamesWhatIsMissing) {
     EXPECT_THAT(nothing, ::testing::HasSubstr(name));
   }
   features.avx512f = features.avx512bw = features.avx512vl = features.avx512dq = features.avx512vbmi = true;
+  features.avx512vnni = true;
   features.fma = features.os_saves_zmm = features.os_saves_tiles = features.amx_tile = true;
   EXPECT_THAT(cpu::amx_reason_of(features), ::testing::HasSubstr("lacks AMX-BF16, which the amx kernels"));
   features.amx_bf16 = true;

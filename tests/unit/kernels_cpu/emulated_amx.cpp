@@ -12,7 +12,11 @@ namespace {
 constexpr int kTileTokens = 7;
 
 void pack(const W4A8Gemm& gemm, int64_t expert, int64_t tile, float* packed) {
-  pack_tile_rows(gemm, expert, kTileTokens, tile, packed);
+  pack_tile_rows(gemm, expert, kTileTokens, tile, round_up(gemm.k, kStep), packed);
+}
+
+void gemm_share(const W4A8Gemm& gemm, const GemmShare& share) {
+  tile_gemm_share<EmulatedTiles>(gemm, share, round_up(gemm.k, kStep));
 }
 
 uint64_t read(const uint64_t& counter) {
@@ -23,7 +27,7 @@ constexpr IsaParts emulated_parts() {
   IsaParts parts{};
   parts.w4a8_tile_tokens = kTileTokens;
   parts.pack_w4a8 = pack;
-  parts.w4a8_gemm = tile_gemm_share<EmulatedTiles>;
+  parts.w4a8_gemm = gemm_share;
   return parts;
 }
 

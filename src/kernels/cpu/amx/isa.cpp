@@ -21,29 +21,32 @@ uint64_t num_shares() {
   return __atomic_load_n(&g_shares, __ATOMIC_RELAXED);
 }
 
-constexpr IsaParts kVectorParts = parts_of<Simd>();
+// Integer digits for the rows below (avx512/vnni.cpp; every processor with AMX has VNNI).
+bool pack_digits(const W4A8Gemm& gemm, int64_t expert, int64_t tile, float* packed) {
+  return kAvx512VnniDigits.pack(gemm, expert, tile, packed);
+}
+
+void digits_tile(const W4A8Gemm& gemm, const GemmShare& share, int64_t slot, int64_t tokens) {
+  kAvx512VnniDigits.tile(gemm, share, slot, tokens);
+}
+
+constexpr DigitParts kDigits{kTileRowsExact - 1, pack_digits, digits_tile};
+constexpr IsaParts kVectorParts = parts_of<Simd>(nullptr, &kDigits);
 
 bool takes_tiles(const W4A8Gemm& gemm, int64_t expert) {
   const int64_t rows = gemm.rows.offsets[expert + 1] - gemm.rows.offsets[expert];
   return rows >= (gemm.numerics == Numerics::kVllm ? kTileRowsVllm : kTileRowsExact);
 }
 
-// Floats from where an expert's tokens lie at kp floats each to where they lie among rows of the vector forms.
-int64_t wider_rows(const W4A8Gemm& gemm, int64_t expert) {
-  return gemm.rows.offsets[expert] * (kVectorParts.packed_w4a8_floats(gemm) - round_up(gemm.k, kStep));
-}
-
 void pack_w4a8(const W4A8Gemm& gemm, int64_t expert, int64_t tile, float* packed) {
   if (!takes_tiles(gemm, expert)) return kVectorParts.pack_w4a8(gemm, expert, tile, packed);
-  pack_tile_rows(gemm, expert, kVectorParts.w4a8_tile_tokens, tile, packed + wider_rows(gemm, expert));
+  pack_tile_rows(gemm, expert, kVectorParts.w4a8_tile_tokens, tile, kVectorParts.packed_w4a8_floats(gemm), packed);
 }
 
 void w4a8_gemm(const W4A8Gemm& gemm, const GemmShare& share) {
   if (!takes_tiles(gemm, share.expert)) return kVectorParts.w4a8_gemm(gemm, share);
   __atomic_fetch_add(&g_shares, 1, __ATOMIC_RELAXED);
-  GemmShare of_tiles = share;
-  of_tiles.packed += wider_rows(gemm, share.expert);
-  tile_gemm_share<HardwareTiles>(gemm, of_tiles);
+  tile_gemm_share<HardwareTiles>(gemm, share, kVectorParts.packed_w4a8_floats(gemm));
 }
 
 constexpr IsaParts amx_parts() {

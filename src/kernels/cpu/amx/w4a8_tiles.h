@@ -77,35 +77,57 @@ struct SumScaler {
     }
   }
 
-  // Rows [row, end) of any piece. Everything that the loop needs is copied: a store could change it otherwise.
+  // Rows [row, end) of the last piece, or with block scales.
   __attribute__((noinline)) void scale_any(int64_t end) const {
-    const SumScaler self = *this;
-    const W4A8Gemm problem = *gemm;
-    for (int64_t r = self.row; r < end; ++r) {
-      const int64_t second = r >= self.tokens.height ? 1 : 0;
-      const int64_t slot = self.tokens.first + self.tokens.row(self.tile + second) + r - second * self.tokens.height;
-      const int64_t source = source_of(problem.rows, slot);
-      for (int half = 0; half < kHalves; ++half) {
-        if ((self.block + half) * kBlockRows < problem.n) self.scale_half(problem, r, slot, source, half);
+    const int64_t middle = smaller(end, tokens.height);
+    if (row < middle) scale_rows_of_tile(row, middle, tokens.first + tokens.row(tile));
+    const int64_t from = row < tokens.height ? tokens.height : row;
+    if (from < end) scale_rows_of_tile(from, end, tokens.first + tokens.row(tile + 1) - tokens.height);
+  }
+
+  // Rows [from, end) of one token tile; row r is slot first_slot + r.
+  QD_HD void scale_rows_of_tile(int64_t from, int64_t end, int64_t first_slot) const {
+    for (int half = 0; half < kHalves && exists(half); ++half) {
+      if (block_scaled(*gemm)) {
+        for (int64_t r = from; r < end; ++r) scale_block(r, first_slot + r, half);
+      } else {
+        finish_rows(from, end, first_slot, half);
       }
     }
   }
 
-  QD_HD void scale_half(const W4A8Gemm& problem, int64_t r, int64_t slot, int64_t source, int half) const {
-    const int64_t at = r * kPanelRows + half * kBlockRows;
-    F total = S::load(sums + at);
-    if constexpr (!kVllm) {
-      if (block_scaled(problem)) {
-        // The product with the block scale is rounded, so the sum is brought into the contract's unit first.
-        const float factor = problem.block_scale.of(expert, source, piece * axis.piece / kScaleBlock);
-        total = S::mul(S::set(factor), S::mul(total, S::set(numerics::kExactUnit)));
-      }
-      total = S::fma(scale[half], total, piece == 0 ? S::zero() : S::load(totals + at));
-    }
-    if (!last_piece()) return S::store(totals + at, total);
+  QD_HD const float* sum_at(int64_t r, int half) const { return sums + r * kPanelRows + half * kBlockRows; }
+  QD_HD float* total_at(int64_t r, int half) const { return totals + r * kPanelRows + half * kBlockRows; }
+
+  QD_HD void finish_rows(int64_t from, int64_t end, int64_t first_slot, int half) const {
+    // Copies: for the compiler a store could change the originals.
+    const W4A8Gemm problem = *gemm;
+    const W4Matrix weights = problem.weights[expert];
+    const float* bias = problem.bias != nullptr ? problem.bias[expert] : nullptr;
     const int64_t n = (block + half) * kBlockRows;
-    const float act_scale = block_scaled(problem) ? 1.0f : problem.act_scale[source];
-    store_result<S>(problem, expert, slot, n, result<S, kVllm>(problem.weights[expert], n, act_scale, total));
+    const F factor = scale[half];
+    const bool first = piece == 0;
+    const float* sum = sum_at(from, half);
+    const float* total_before = total_at(from, half);
+    float* out = problem.out + (first_slot + from) * problem.n;
+    for (int64_t r = from; r < end; ++r, sum += kPanelRows, total_before += kPanelRows, out += problem.n) {
+      const float act_scale = problem.act_scale[source_of(problem.rows, first_slot + r)];
+      F total = S::load(sum);
+      if constexpr (!kVllm) total = S::fma(factor, total, first ? S::zero() : S::load(total_before));
+      const F y = result<S, kVllm>(weights, n, act_scale, total);
+      store_rows<S>(out, bias, problem.n, n, y, [](F v) { return S::number_or_nan(v, v); });
+    }
+  }
+
+  // The product with the block scale is rounded, so the sum is brought into the contract's unit first.
+  QD_HD void scale_block(int64_t r, int64_t slot, int half) const {
+    const int64_t source = source_of(gemm->rows, slot);
+    const float factor = gemm->block_scale.of(expert, source, piece * axis.piece / kScaleBlock);
+    const F sum = S::mul(S::set(factor), S::mul(S::load(sum_at(r, half)), S::set(numerics::kExactUnit)));
+    const F total = S::fma(scale[half], sum, piece == 0 ? S::zero() : S::load(total_at(r, half)));
+    if (!last_piece()) return S::store(total_at(r, half), total);
+    const int64_t n = (block + half) * kBlockRows;
+    store_result<S>(*gemm, expert, slot, n, result<S, false>(gemm->weights[expert], n, 1.0f, total));
   }
 };
 
@@ -147,6 +169,7 @@ template <class T, bool kVllm>
 struct TileProduct {
   const W4A8Gemm& gemm;
   const GemmShare& share;
+  const int64_t token_floats;  // see packed_tokens
   const KAxis axis;
   const TokenTiles tokens;
   PieceDecoder<kVllm> decoder;  // of the piece after the one at hand
@@ -155,11 +178,12 @@ struct TileProduct {
   float* totals;
   int64_t tile_first = 0;  // the tokens at hand
   int64_t tile_last = 0;
-  int64_t lines_a_step = 0;
+  int64_t units_a_step = 0;
 
-  TileProduct(const W4A8Gemm& problem, const GemmShare& part)
+  TileProduct(const W4A8Gemm& problem, const GemmShare& part, int64_t floats_of_token)
       : gemm(problem),
         share(part),
+        token_floats(floats_of_token),
         axis(tile_axis<kVllm>(problem)),
         tokens(token_tiles(problem.rows, part.expert)),
         decoder{&problem, &problem.weights[part.expert], axis},
@@ -183,7 +207,7 @@ struct TileProduct {
   void run_tokens() {
     int current = 0;
     decoder.begin(share.panel_begin, 0, pieces[current]);
-    decoder.advance(decoder.num_lines());
+    decoder.advance(decoder.num_units());
     for (int64_t panel = share.panel_begin; panel < share.panel_end; ++panel) {
       for (int64_t piece = 0; piece < axis.num_pieces; ++piece) {
         begin_next(panel, piece, pieces[1 - current]);
@@ -202,7 +226,7 @@ struct TileProduct {
       decoder.begin(panel + 1, 0, to);
     }
     const int64_t steps = (tile_last - tile_first + 1) / 2 * axis.steps(piece);
-    lines_a_step = (decoder.num_lines() + steps - 1) / steps;
+    units_a_step = (decoder.num_units() + steps - 1) / steps;
   }
 
   void run_piece(int64_t panel, int64_t piece, const uint16_t* weights) {
@@ -236,7 +260,7 @@ struct TileProduct {
     const int64_t steps = axis.steps(piece);
     const int64_t rows_a_step = (scaler.num_rows - scaler.row + steps - 1) / steps;
     const int64_t step_values = tokens.rows * kStep;
-    const uint16_t* act = packed_tokens(share.packed, tokens, axis.kp) + piece * axis.piece / kStep * step_values;
+    const uint16_t* act = packed_tokens(share.packed, tokens, token_floats) + piece * axis.piece / kStep * step_values;
     const uint16_t* act0 = act + tokens.row(tile) * kStep;
     const uint16_t* act1 = act + tokens.row(tile + 1) * kStep;
     for (int64_t step = 0; step < steps; ++step) {
@@ -250,7 +274,7 @@ struct TileProduct {
         T::template dot<kSum10, kTokens1, kWeights0>();
         T::template dot<kSum11, kTokens1, kWeights1>();
       }
-      decoder.advance(lines_a_step);
+      decoder.advance(units_a_step);
       scaler.advance(rows_a_step);
       weights += kWeightTile;
       act0 += step_values;
@@ -260,9 +284,9 @@ struct TileProduct {
 };
 
 template <class T>
-void tile_gemm_share(const W4A8Gemm& gemm, const GemmShare& share) {
-  if (gemm.numerics == Numerics::kVllm) return TileProduct<T, true>(gemm, share).run();
-  TileProduct<T, false>(gemm, share).run();
+void tile_gemm_share(const W4A8Gemm& gemm, const GemmShare& share, int64_t token_floats) {
+  if (gemm.numerics == Numerics::kVllm) return TileProduct<T, true>(gemm, share, token_floats).run();
+  TileProduct<T, false>(gemm, share, token_floats).run();
 }
 
 }  // namespace
