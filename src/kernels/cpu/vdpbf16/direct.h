@@ -18,10 +18,12 @@ struct Pass {
   Simd::F of[kRowBlocks][kGroups][kTokens];
 };
 
-// `lines` lines of each group; the groups lie `group_lines` apart. act [4 pairs of each line][kTokens].
+// `lines` lines of each group; the groups lie `group_lines` apart. act [4 pairs of each line][kTokens]. Meanwhile the
+// lines that lie `ahead` further are fetched in the order of memory: groups at once are short streams, which the
+// processor's own prefetch does not follow.
 template <class Pairs, int R, int G, int T>
 QD_HD void add_lines(const Pairs (&decoder)[R], const uint32_t* const (&codes)[R], const uint32_t* act,
-                     int64_t group_lines, int64_t lines, Pass<R, G, T>& acc) {
+                     int64_t group_lines, int64_t lines, int64_t ahead, Pass<R, G, T>& acc) {
   for (int64_t line = 0; line < lines; ++line) {
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) {
@@ -29,6 +31,7 @@ QD_HD void add_lines(const Pairs (&decoder)[R], const uint32_t* const (&codes)[R
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         Pair pairs[kLinePairs];
+        _mm_prefetch(codes[r] + (ahead + line * G + g) * kBlockRows, _MM_HINT_T0);
         decoder[r].line(Simd::load_words(codes[r] + at * kBlockRows), pairs);
 #pragma GCC unroll 4
         for (int j = 0; j < kLinePairs; ++j) {
@@ -87,8 +90,9 @@ QD_HD void clear(Pass<R, G, T>& acc) {
   for (int i = 0; i < R * G * T; ++i) acc.of[i / (G * T)][i / T % G][i % T] = Simd::zero();
 }
 
-// Pieces [piece, ...) as long as G of them are left, G > 1 of the full length; returns the next piece.
-template <int R, int G, int T>
+// kAhead pieces further are fetched. Pieces [piece, ...) as long as G of them are left, G > 1 of the full length;
+// returns the next piece.
+template <int R, int G, int kAhead, int T>
 QD_HD int64_t exact_pieces(const PairTile& tile, int64_t piece, const uint32_t* const (&codes)[R], const uint32_t* act,
                            Simd::F (&total)[R][T]) {
   const ExactPairs decoder[R];
@@ -101,7 +105,7 @@ QD_HD int64_t exact_pieces(const PairTile& tile, int64_t piece, const uint32_t* 
     clear(acc);
     const uint32_t* from[R];
     for (int r = 0; r < R; ++r) from[r] = codes[r] + piece * full * kBlockRows;
-    add_lines<ExactPairs, R, G, T>(decoder, from, act + piece * full * kLinePairs * T, full, lines, acc);
+    add_lines<ExactPairs, R, G, T>(decoder, from, act + piece * full * kLinePairs * T, full, lines, kAhead * full, acc);
     add_groups<R, G, T>(tile, piece, acc, total);
   }
   return piece;
@@ -121,7 +125,7 @@ QD_HD void vllm_chain(const PairTile& tile, const uint32_t* const (&codes)[R], c
       from[r] = codes[r] + first * kBlockRows;
     }
     const int64_t lines = smaller(group_lines, tile.axis.kp / 8 - first);
-    add_lines<VllmPairs, R, 1, T>(decoder, from, act + first * kLinePairs * T, 0, lines, acc);
+    add_lines<VllmPairs, R, 1, T>(decoder, from, act + first * kLinePairs * T, group_lines, lines, group_lines, acc);
   }
   for (int r = 0; r < R; ++r) {
     for (int t = 0; t < T; ++t) total[r][t] = acc.of[r][0][t];
@@ -142,8 +146,9 @@ __attribute__((noinline)) void pair_rows(const PairTile& tile, const uint32_t* a
   if constexpr (kVllm) {
     vllm_chain<R, T>(tile, codes, act, total);
   } else {
-    const int64_t piece = exact_pieces<R, G, T>(tile, 0, codes, act, total);
-    if constexpr (G > 1) exact_pieces<R, 1, T>(tile, piece, codes, act, total);
+    [[maybe_unused]] int64_t piece = exact_pieces<R, G, G, T>(tile, 0, codes, act, total);
+    if constexpr (G > 2) piece = exact_pieces<R, 2, G, T>(tile, piece, codes, act, total);
+    if constexpr (G > 1) exact_pieces<R, 1, G, T>(tile, piece, codes, act, total);
   }
   for (int t = 0; t < T; ++t) {
     const int64_t slot = tile.first_slot + t;
@@ -156,11 +161,11 @@ __attribute__((noinline)) void pair_rows(const PairTile& tile, const uint32_t* a
   }
 }
 
-// Row blocks and groups at once (measured): at least six chains, and for `vllm` no more than the registers hold.
+// Row blocks and groups at once: about six chains. `vllm` has one chain a row, so it takes row blocks.
 template <bool kVllm, int T>
 struct AtOnce {
-  static constexpr int kRowBlocks = T <= 4 ? 2 : 1;
-  static constexpr int kGroups = kVllm ? 1 : (T <= 2 ? 2 : 1);
+  static constexpr int kRowBlocks = kVllm && T <= 4 ? 2 : 1;
+  static constexpr int kGroups = kVllm ? 1 : (T <= 2 ? 4 : (T <= 5 ? 2 : 1));
 };
 
 template <bool kVllm, int T>
