@@ -13,6 +13,7 @@
 #include "cli/text_table.h"
 #include "formats/tensor_view.h"
 #include "model/description.h"
+#include "model/prepared_weights.h"
 
 namespace quadrille::cli {
 namespace {
@@ -27,6 +28,7 @@ struct InspectOptions {
   bool all_modules = false;
   int ranks = 0;  // 0: legal sizes alone
   int expert_ranks = 0;
+  bool verify = false;
 };
 
 std::string group_text(int64_t group_size) {
@@ -202,7 +204,25 @@ nlohmann::json description_json(const ModelDescription& description) {
   return json;
 }
 
+// Reads every byte of a prepared folder's file.
+Status verify_prepared(Console& console, const InspectOptions& options) {
+  if (!formats::is_prepared_folder(options.folder)) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "{}: --verify reads the checksums of a prepared folder, which this is not: a checkpoint has none",
+                      options.folder);
+  }
+  ThreadPool pool;
+  QD_TRY(const ModelConfig config, model::read_model_config(options.folder));
+  QD_TRY(const model::PreparedCheck check, model::check_prepared(options.folder, config, &pool));
+  if (!options.as_json) {
+    console.print("{}: {} sections, {}: every checksum is right\n", options.folder, check.sections,
+                  bytes_text(static_cast<double>(check.bytes)));
+  }
+  return {};
+}
+
 Status run_inspect(Console& console, const InspectOptions& options) {
+  if (options.verify) QD_TRY_STATUS(verify_prepared(console, options));
   QD_TRY(const ModelDescription description, model::describe_model(options.folder, console.log_sink()));
   std::vector<model::RankShare> shares;
   if (options.ranks > 0 || options.expert_ranks > 0) {
@@ -235,6 +255,7 @@ void add_inspect(CLI::App& program, std::vector<Command>& commands) {
   app->add_option("--ep", options->expert_ranks, "Show what each of N expert-parallel ranks gets, of a grid with --tp")
       ->type_name("N")
       ->check(CLI::Range(1, kMaxExpertRanks));
+  app->add_flag("--verify", options->verify, "Read a prepared folder's whole file and compare every checksum first");
   app->add_flag("--json", options->as_json, "Print JSON");
   commands.push_back({app, [options](Console& console) { return run_inspect(console, *options); }});
 }

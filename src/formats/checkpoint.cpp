@@ -5,6 +5,7 @@
 #include <set>
 
 #include "formats/json.h"
+#include "formats/prepared_file.h"
 
 namespace quadrille::formats {
 namespace {
@@ -73,6 +74,7 @@ Result<Checkpoint> Checkpoint::open(const std::string& folder, const LogSink& lo
   if (!exists(folder)) return make_error(ErrorCode::kNotFound, "{}: there is no such folder", folder);
   result.is_sharded_ = exists(index_path);
   if (!result.is_sharded_) {
+    if (!exists(single_path) && is_prepared_folder(folder)) return prepared_instead_of_checkpoint(folder);
     if (!exists(single_path))
       return make_error(ErrorCode::kNotFound, "{}: expected {} or {}, found neither", folder, kSingleFile, kIndexFile);
     QD_TRY(const SafetensorsFile file, SafetensorsFile::open(single_path));

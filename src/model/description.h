@@ -20,7 +20,7 @@ struct ModuleDescription {
   std::string kind;  // "embedding", "norm", "attention", "router", "expert", "shared_expert", "dense", "lm_head"
   std::vector<int64_t> shape;  // [N, K] of a matrix, [N] of a norm: what the config says
   formats::QuantizationDecision decision;
-  std::string storage;      // "BF16", "I32 pack-quantized", "I8 int-quantized"
+  std::string storage;      // "BF16", "I32 pack-quantized", "I8 int-quantized"; prepared: the layout, "w4_lanes16 1"
   uint64_t disk_bytes = 0;  // with scales and bias
   int64_t parameters = 0;
 };
@@ -41,7 +41,8 @@ struct ModelDescription {
   std::vector<TpVerdict> tensor_parallel;  // 1..8
 };
 
-// Checks names, types and shapes of every tensor against config.json on the way. Errors as in Model::load.
+// Checks names, types and shapes of every tensor, or of every section of a prepared folder, against config.json on the
+// way. Errors as in Model::load.
 Result<ModelDescription> describe_model(const std::string& folder, const LogSink& log = no_log());
 
 }  // namespace quadrille::model

@@ -318,7 +318,7 @@ uint64_t ModuleSource::disk_bytes() const {
   return bytes;
 }
 
-std::vector<const ModuleSource*> Inventory::modules() const {
+std::vector<const ModuleSource*> ModelSources::modules() const {
   std::vector<const ModuleSource*> all = {&embedding};
   for (const LayerSources& layer : layers) append_layer(layer, &all);
   all.push_back(&final_norm);
@@ -333,7 +333,7 @@ Result<Inventory> take_inventory(const std::string& folder, const formats::HfCon
     QD_TRY(quantization, formats::QuantizationConfig::parse(*raw.quantization_config, raw.file));
   }
   QD_TRY(formats::Checkpoint checkpoint, formats::Checkpoint::open(folder, log));
-  Inventory inventory{std::move(checkpoint), std::move(quantization), {}, {}, {}, {}, {}};
+  Inventory inventory(std::move(checkpoint), std::move(quantization));
   Finder finder(inventory);
   QD_TRY_STATUS(find_all(&finder, config, &inventory));
   inventory.unused_tensors = finder.unused();

@@ -59,16 +59,21 @@ struct LayerSources {
   std::optional<MlpSources> dense;
 };
 
-struct Inventory {
-  formats::Checkpoint checkpoint;
-  std::optional<formats::QuantizationConfig> quantization;
+struct ModelSources {
   ModuleSource embedding, final_norm;
   std::optional<ModuleSource> lm_head;  // nothing where tied to the embedding
   std::vector<LayerSources> layers;
-  std::vector<std::string> unused_tensors;
 
   // All modules in the order of the model.
   std::vector<const ModuleSource*> modules() const;
+};
+
+struct Inventory : ModelSources {
+  Inventory(formats::Checkpoint tensors, std::optional<formats::QuantizationConfig> config)
+      : checkpoint(std::move(tensors)), quantization(std::move(config)) {}
+  formats::Checkpoint checkpoint;
+  std::optional<formats::QuantizationConfig> quantization;
+  std::vector<std::string> unused_tensors;
 };
 
 // Opens FOLDER's tensors and finds everything that `config` needs. `raw` gives the quantisation config. Errors:

@@ -28,12 +28,14 @@ class Loader {
     for (const LayerSources& layer : inventory.layers) leave_out_experts(layer);
   }
 
-  Result<LoadedWeights> load() {
+  Result<LoadedWeights> load(const WeightsRead& on_read) {
     LoadedWeights result;
     QD_TRY_STATUS(read_ends(&result.weights));
+    if (on_read) QD_TRY_STATUS(on_read(&result.weights, -1));
     result.weights.layers.resize(config_.num_layers);
     for (int64_t l = 0; l < config_.num_layers; ++l) {
       QD_TRY_STATUS(read_layer(inventory_.layers[l], l, &result.weights.layers[l]));
+      if (on_read) QD_TRY_STATUS(on_read(&result.weights, l));
     }
     result.notes = reader_.notes();
     return result;
@@ -224,9 +226,10 @@ Status check_weight_only(const Inventory& inventory, const LoadOptions& options)
 }
 
 Result<LoadedWeights> load_weights(const Inventory& inventory, const ModelConfig& config, const LoadOptions& options,
-                                   const layout::ModelShard* shard, const moe::Placement* placement) {
+                                   const layout::ModelShard* shard, const moe::Placement* placement,
+                                   const WeightsRead& on_read) {
   QD_TRY_STATUS(check_weight_only(inventory, options));
-  return Loader(inventory, config, options, shard, placement).load();
+  return Loader(inventory, config, options, shard, placement).load(on_read);
 }
 
 }  // namespace quadrille::model

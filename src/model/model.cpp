@@ -8,7 +8,9 @@
 #include "core/check.h"
 #include "kernels/api/registry.h"
 #include "model/expert_moves.h"
+#include "model/first_use.h"
 #include "model/load_weights.h"
+#include "model/prepared_weights.h"
 #include "model/tp_legality.h"
 #include "parallel/communicator.h"
 
@@ -153,28 +155,61 @@ struct Model::Impl {
 Model::Model(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Model::~Model() = default;
 
+namespace {
+
+// What load() puts into a model: weights, and which part of the whole they are.
+struct RankWeights {
+  ModelWeights weights;
+  std::vector<std::string> notes;
+  RankPart part;
+};
+
+Result<RankWeights> load_checkpoint(const std::string& folder, const ModelConfig& config, const LoadOptions& options) {
+  QD_TRY(const formats::HfConfig raw, formats::read_hf_config(folder));
+  QD_TRY(const Inventory inventory, take_inventory(folder, raw, config, options.log));
+  if (!inventory.unused_tensors.empty()) {
+    options.log(LogLevel::kInfo,
+                fmt::format("{}: {} tensors are no part of the model and stay unread, the first is '{}'", folder,
+                            inventory.unused_tensors.size(), inventory.unused_tensors[0]));
+  }
+  QD_TRY(std::vector<layout::ModelShard> shards, all_shards(inventory, config, options));
+  QD_TRY(const std::optional<moe::Placement> placement, choose_placement(config, options));
+  const int rank = shards.empty() ? 0 : options.ranks->rank();
+  QD_TRY(LoadedWeights loaded, load_weights(inventory, config, options, shards.empty() ? nullptr : &shards[rank],
+                                            placement ? &*placement : nullptr));
+  return RankWeights{std::move(loaded.weights), std::move(loaded.notes), rank_part(config, std::move(shards), rank)};
+}
+
+// Ranks check all that they hold before the first step: a step that ends on one of them would leave the others waiting.
+Result<RankWeights> map_prepared(const std::string& folder, const ModelConfig& config, const LoadOptions& options) {
+  if (has_ranks(options)) return formats::prepared_instead_of_checkpoint(folder);
+  QD_TRY(const std::optional<moe::Placement> placement, choose_placement(config, options));
+  PreparedOptions prepared;
+  prepared.numerics = options.numerics;
+  prepared.pool = options.pool;
+  if (placement) {
+    prepared.placement = &*placement;
+    prepared.expert_rank = options.expert_ranks->rank();
+  }
+  QD_TRY(PreparedWeights mapped, load_prepared(folder, config, prepared));
+  if (placement) QD_TRY_STATUS(mapped.weights.first_use->check_all());
+  return RankWeights{std::move(mapped.weights), std::move(mapped.notes), rank_part(config, {}, 0)};
+}
+
+}  // namespace
+
 Result<std::unique_ptr<Model>> Model::load(const std::string& folder, const LoadOptions& options) {
   try {
     if (has_ranks(options)) options.ranks->set_phase(parallel::Phase::kLoad);
     if (has_expert_ranks(options)) options.expert_ranks->set_phase(parallel::Phase::kLoad);
-    QD_TRY(const formats::HfConfig raw, formats::read_hf_config(folder));
     QD_TRY(const ModelConfig config, read_model_config(folder));
     QD_TRY(std::unique_ptr<Impl> impl, Impl::create(config, options));
-    QD_TRY(const Inventory inventory, take_inventory(folder, raw, config, options.log));
-    if (!inventory.unused_tensors.empty()) {
-      options.log(LogLevel::kInfo,
-                  fmt::format("{}: {} tensors are no part of the model and stay unread, the first is '{}'", folder,
-                              inventory.unused_tensors.size(), inventory.unused_tensors[0]));
-    }
-    QD_TRY(std::vector<layout::ModelShard> shards, all_shards(inventory, config, options));
-    QD_TRY(const std::optional<moe::Placement> placement, choose_placement(config, options));
-    const int rank = shards.empty() ? 0 : options.ranks->rank();
-    QD_TRY(LoadedWeights loaded, load_weights(inventory, config, options, shards.empty() ? nullptr : &shards[rank],
-                                              placement ? &*placement : nullptr));
+    QD_TRY(RankWeights loaded, formats::is_prepared_folder(folder) ? map_prepared(folder, config, options)
+                                                                   : load_checkpoint(folder, config, options));
     impl->weights = std::move(loaded.weights);
     impl->notes = std::move(loaded.notes);
     for (const std::string& note : impl->notes) options.log(LogLevel::kWarning, fmt::format("{}: {}", folder, note));
-    QD_TRY_STATUS(impl->finish(options, rank_part(config, std::move(shards), rank)));
+    QD_TRY_STATUS(impl->finish(options, std::move(loaded.part)));
     return std::unique_ptr<Model>(new Model(std::move(impl)));
   } catch (const std::bad_alloc&) {
     return make_error(ErrorCode::kCapacity, "{}: the system has not enough memory for the weights and the cache",
@@ -236,6 +271,7 @@ void Model::set_observer(StepObserver* observer) {
 Status Model::run(const Step& step, std::span<float> logits) {
   try {
     QD_TRY_STATUS(impl_->decoder->check_step(step, logits, impl_->rope.num_positions));
+    if (impl_->weights.first_use) QD_TRY_STATUS(impl_->weights.first_use->before_step(step.ids));
     return impl_->decoder->run(step, logits, impl_->cancel);
   } catch (const std::bad_alloc&) {
     return make_error(ErrorCode::kCapacity, "step: the system has not enough memory for {} tokens", step.ids.size());
@@ -249,6 +285,7 @@ Status Model::run_moe_block(int64_t layer, std::span<const float> x, int64_t num
     return make_error(ErrorCode::kInvalidArgument, "block {} of {}: {} tokens with {} values in, room for {} out",
                       layer, c.num_layers, num_tokens, x.size(), out.size());
   }
+  if (impl_->weights.first_use) QD_TRY_STATUS(impl_->weights.first_use->before_step({}));
   impl_->decoder->scratch().reset();
   return impl_->decoder->run_feed_forward(layer, x.data(), num_tokens, out.data());
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model in memory: load() checks and prepares a folder's weights, run() computes steps (forward.h). The command line
-// and the engine see this header; everything behind it is the model's own.
+// A model in memory: load() checks and prepares a folder's weights, or maps those of a prepared folder; run() computes
+// steps (forward.h). The command line and the engine see this header; everything behind it is the model's own.
 #pragma once
 
 #include <atomic>
@@ -74,7 +74,8 @@ class Model final : public AnyModel {
   // Errors: those of the folder's files; kUnsupported (architecture, rope, W4A16 without its option, a table that does
   // not do round f32, a number of ranks that the model cannot be cut for), each naming what was found and what runs;
   // kNotFound / kInvalidData with file and tensor (missing, wrong type or shape, NaN or infinity in a weight or scale,
-  // experts of a layer that disagree); kCapacity; kCancelled.
+  // experts of a layer that disagree); kCapacity; kCancelled. A prepared folder (docs/prepared.md) is mapped, not read:
+  // errors of prepared_weights.h; a damaged section ends the step that would use it first (kInvalidData).
   static Result<std::unique_ptr<Model>> load(const std::string& folder, const LoadOptions& options);
   // The same shapes and layouts with random weights, made in memory: for bench and verify. The weights of a rank are
   // its shard of those of one rank, bit for bit. Errors: a number of ranks that the shape cannot be cut for;

@@ -75,7 +75,7 @@ class Planner {
 
 }  // namespace
 
-PlannedModel planned_model(const Inventory& inventory, const ModelConfig& config) {
+PlannedModel planned_model(const ModelSources& sources, const ModelConfig& config) {
   PlannedModel model;
   model.shape.vocabulary = config.vocab_size;
   model.shape.num_heads = config.num_heads;
@@ -84,12 +84,12 @@ PlannedModel planned_model(const Inventory& inventory, const ModelConfig& config
   model.norm_spans_heads = config.qk_norm == QkNorm::kWholeProjection;
   Planner planner(&model.modules);
   // A tied embedding is kept once, as the head.
-  planner.add(inventory.embedding, ModuleCut::kVocabulary).row_major = inventory.lm_head.has_value();
-  for (size_t l = 0; l < inventory.layers.size(); ++l) {
-    model.shape.layers.push_back(planner.add_layer(inventory.layers[l], static_cast<int64_t>(l)));
+  planner.add(sources.embedding, ModuleCut::kVocabulary).row_major = sources.lm_head.has_value();
+  for (size_t l = 0; l < sources.layers.size(); ++l) {
+    model.shape.layers.push_back(planner.add_layer(sources.layers[l], static_cast<int64_t>(l)));
   }
-  planner.add(inventory.final_norm, ModuleCut::kWhole);
-  if (inventory.lm_head) planner.add(*inventory.lm_head, ModuleCut::kVocabulary);
+  planner.add(sources.final_norm, ModuleCut::kWhole);
+  if (sources.lm_head) planner.add(*sources.lm_head, ModuleCut::kVocabulary);
   return model;
 }
 

@@ -14,7 +14,7 @@
 
 namespace quadrille::model {
 
-struct Inventory;
+struct ModelSources;
 
 // How a module is cut.
 enum class ModuleCut {
@@ -47,7 +47,7 @@ struct PlannedModel {
   bool norm_spans_heads = false;  // q and k are normed over all heads: the ranks need each other's rows
 };
 
-PlannedModel planned_model(const Inventory& inventory, const ModelConfig& config);
+PlannedModel planned_model(const ModelSources& sources, const ModelConfig& config);
 
 // What one rank gets.
 struct RankShare {

@@ -25,6 +25,7 @@ moe::MoeLayer moe_view(const LayerStore& layer, const ModelConfig& config) {
   moe.experts = mlp_view(layer.experts, config.hidden_size);
   if (layer.placement) moe.placement = &*layer.placement;
   moe.expert_rank = layer.expert_rank;
+  moe.guard = layer.guard;
   if (config.shared_width > 0) moe.shared = mlp_view(layer.shared, config.hidden_size);
   if (!layer.shared_gate.empty()) moe.shared_gate_weight = layer.shared_gate.data();
   const Status legal = check_layer(moe);
@@ -108,7 +109,9 @@ DecoderView ModelWeights::seal(const ModelConfig& config) {
   lm_head.seal();
   view.lm_head = lm_head.view();
   view.final_norm = final_norm.data();
-  if (embedding.empty()) {
+  if (!mapped_embedding.empty()) {
+    view.embedding.rows = mapped_embedding.data();
+  } else if (embedding.empty()) {
     QD_CHECK(lm_head.bf16.size() == 1, "a tied embedding lives in a bf16 lm_head");
     view.embedding.lanes16 = lm_head.bf16[0].view();
   } else {
@@ -128,7 +131,7 @@ void ModelWeights::seal_experts(int64_t layer, const ModelConfig& config, Decode
 }
 
 uint64_t ModelWeights::bytes() const {
-  uint64_t total = bytes_of(embedding) + bytes_of(final_norm) + lm_head.bytes();
+  uint64_t total = bytes_of(embedding) + mapped_embedding.size_bytes() + bytes_of(final_norm) + lm_head.bytes();
   for (const LayerStore& layer : layers) total += layer.bytes();
   return total;
 }
@@ -141,7 +144,7 @@ uint64_t ModelWeights::expert_bytes() const {
 
 uint64_t ModelWeights::bytes_read_per_token(const ModelConfig& config) const {
   const uint64_t experts = expert_bytes();
-  const uint64_t all_but_embedding = bytes() - bytes_of(embedding);
+  const uint64_t all_but_embedding = bytes() - bytes_of(embedding) - mapped_embedding.size_bytes();
   if (experts == 0) return all_but_embedding;
   const auto num_experts = static_cast<uint64_t>(config.router.num_experts);
   return all_but_embedding - experts + experts / num_experts * static_cast<uint64_t>(config.router.top_k);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "model/config.h"
@@ -56,12 +57,17 @@ struct LayerStore {
   std::optional<moe::Placement> placement;
   int expert_rank = 0;
   std::vector<uint16_t> router, shared_gate;  // [num_experts, hidden], [1, hidden] bf16
+  moe::ExpertGuard* guard = nullptr;          // of experts in a mapped file (first_use.h)
 
   uint64_t bytes() const;
 };
 
+class FirstUse;
+
 struct ModelWeights {
-  std::vector<uint16_t> embedding;  // [vocab, hidden] bf16; empty where tied: lm_head has the rows
+  std::shared_ptr<FirstUse> first_use;         // of weights that lie in a mapped file, which it keeps; else null
+  std::vector<uint16_t> embedding;             // [vocab, hidden] bf16; empty where tied: lm_head has the rows
+  std::span<const uint16_t> mapped_embedding;  // instead of `embedding`, in the file
   std::vector<LayerStore> layers;
   NormStore final_norm;
   LinearStore lm_head;

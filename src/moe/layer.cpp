@@ -112,6 +112,7 @@ Result<RoutedRows> run_here(const MoeLayer& layer, LinearInput* input, const Rou
   QD_TRY_STATUS(build_plan({routes.ids, static_cast<size_t>(num_tokens * top_k)}, num_tokens, top_k,
                            layer.rule.num_experts, &plan));
   watch_plan(watch, plan);
+  if (layer.guard != nullptr) QD_TRY_STATUS(layer.guard->before_use(plan.offsets));
   LinearInput weighed(nullptr, plan.num_slots(), hidden);
   const bool weight_on_input = layer.rule.weight_on_input;
   if (weight_on_input) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/result.h"
+#include "moe/expert_guard.h"
 #include "moe/layer_observer.h"
 #include "moe/linear.h"
 #include "moe/placement.h"
@@ -39,7 +40,8 @@ struct MoeLayer {
   const Placement* placement = nullptr;
   int expert_rank = 0;
   GatedMlp experts;
-  std::optional<GatedMlp> shared;                // one expert as wide as all shared experts together
+  ExpertGuard* guard = nullptr;    // asked before the experts compute; of a layer without placement; or null
+  std::optional<GatedMlp> shared;  // one expert as wide as all shared experts together
   const uint16_t* shared_gate_weight = nullptr;  // [1, hidden] bf16: sigmoid gate of the shared expert; null: 1
 };
 
@@ -64,7 +66,7 @@ void route(const MoeLayer& layer, const float* x, int64_t num_tokens, const Exec
 // With ranks `layer` is this rank's shard; every rank calls it with the same x and routes, and gets the same output.
 // With a placement over expert ranks every one of them calls it, each with tokens and routes of its own, zero tokens
 // too (the ranks of a tensor-parallel group with the same): the bits are those of one expert rank.
-// Errors: kInvalidArgument for an id outside of the experts; those of the communicator.
+// Errors: kInvalidArgument for an id outside of the experts; those of the communicator and of the guard.
 Status run_layer(const MoeLayer& layer, const float* x, int64_t num_tokens, const Routes& routes,
                  const Execution& execution, float* out, LayerObserver* observer = nullptr);
 

@@ -1,13 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "quantize/folder.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <filesystem>
 #include <mutex>
 
@@ -124,36 +119,19 @@ Status write_shard(const PlannedShard& shard, const std::map<std::string, std::s
   return writer.finish();
 }
 
-Status write_text(const std::string& path, const std::string& text) {
-  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  if (descriptor < 0) return make_error(ErrorCode::kIo, "{}: cannot be created: {}", path, std::strerror(errno));
-  size_t done = 0;
-  while (done < text.size()) {
-    const ssize_t count = ::write(descriptor, text.data() + done, text.size() - done);
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) break;
-    done += static_cast<size_t>(count);
-  }
-  const bool is_whole = done == text.size() && ::fsync(descriptor) == 0;
-  const int error = errno;
-  ::close(descriptor);
-  if (!is_whole) return make_error(ErrorCode::kIo, "{}: cannot be written: {}", path, std::strerror(error));
-  return {};
-}
-
 Status write_index(const FolderPlan& plan, const std::string& folder, Run& run) {
   formats::Json map = formats::Json::object();
   for (const PlannedShard& shard : plan.shards)
     for (const auto& declaration : shard.declarations) map[declaration.name] = shard.file;
   const formats::Json index = {{"metadata", {{"total_size", plan.bytes_out}}}, {"weight_map", std::move(map)}};
   run.report.files.emplace_back("model.safetensors.index.json");
-  return write_text(folder + "/model.safetensors.index.json", index.dump(2) + "\n");
+  return write_new_file(folder + "/model.safetensors.index.json", index.dump(2) + "\n");
 }
 
 Status copy_files(const FolderPlan& plan, const std::string& in, const std::string& folder, Run& run) {
   for (const std::string& name : plan.copied_files) {
     QD_TRY(const std::string text, formats::read_text_file(in + "/" + name, 256ull << 20));
-    QD_TRY_STATUS(write_text(folder + "/" + name, text));
+    QD_TRY_STATUS(write_new_file(folder + "/" + name, text));
     run.report.files.push_back(name);
   }
   return {};
@@ -188,7 +166,7 @@ Result<QuantizeReport> quantize_folder(const std::string& in, const std::string&
     QD_TRY_STATUS(write_shard(shard, checkpoint.shard_metadata(shard.file), folder.path(), run));
   if (checkpoint.is_sharded()) QD_TRY_STATUS(write_index(plan, folder.path(), run));
   QD_TRY_STATUS(copy_files(plan, in, folder.path(), run));
-  QD_TRY_STATUS(write_text(folder.path() + "/config.json", plan.config.dump(2) + "\n"));
+  QD_TRY_STATUS(write_new_file(folder.path() + "/config.json", plan.config.dump(2) + "\n"));
   QD_TRY_STATUS(folder.commit());
 
   run.report.files.emplace_back("config.json");

@@ -166,6 +166,8 @@ bool is_copied_file(const fs::directory_entry& entry) {
          std::any_of(kCopiedNames.begin(), kCopiedNames.end(), starts);
 }
 
+}  // namespace
+
 Status list_copied_files(const std::string& folder, std::vector<std::string>& files) {
   std::error_code error;
   for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error))
@@ -174,8 +176,6 @@ Status list_copied_files(const std::string& folder, std::vector<std::string>& fi
   std::sort(files.begin(), files.end());
   return {};
 }
-
-}  // namespace
 
 const std::vector<std::string>& default_ignore() {
   static const std::vector<std::string> kDefault = {"lm_head", "re:.*mlp.gate$", "re:.*block_sparse_moe.gate$",

@@ -40,4 +40,8 @@ struct FolderPlan {
 Result<FolderPlan> plan_folder(const formats::Checkpoint& checkpoint, const formats::Json& config,
                                const QuantizeOptions& options);
 
+// Names of the files beside the weights that a folder made from `folder` takes along (tokenizer, template, licence;
+// config.json is not among them), ascending. kIo.
+Status list_copied_files(const std::string& folder, std::vector<std::string>& files);
+
 }  // namespace quadrille::quantize

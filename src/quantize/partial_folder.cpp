@@ -104,4 +104,21 @@ Status PartialFolder::commit() {
   return {};
 }
 
+Status write_new_file(const std::string& path, const std::string& text) {
+  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  if (descriptor < 0) return make_error(ErrorCode::kIo, "{}: cannot be created: {}", path, std::strerror(errno));
+  size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t count = ::write(descriptor, text.data() + done, text.size() - done);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) break;
+    done += static_cast<size_t>(count);
+  }
+  const bool is_whole = done == text.size() && ::fsync(descriptor) == 0;
+  const int error = errno;
+  ::close(descriptor);
+  if (!is_whole) return make_error(ErrorCode::kIo, "{}: cannot be written: {}", path, std::strerror(error));
+  return {};
+}
+
 }  // namespace quadrille::quantize

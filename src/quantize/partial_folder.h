@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A folder that appears under its name only when it is whole: work goes into NAME.partial, commit() renames.
-// A killed run leaves NAME.partial alone, and the next run to NAME removes it. Used by folder.cpp.
+// A killed run leaves NAME.partial alone, and the next run to NAME removes it. Used by folder.cpp and
+// model/prepare_folder.cpp.
 #pragma once
 
 #include <string>
@@ -29,5 +30,8 @@ class PartialFolder {
   std::string partial_path_;
   int lock_ = -1;  // descriptor of the marker file, locked while this process works
 };
+
+// A file that does not exist yet, flushed to the disk. kIo.
+Status write_new_file(const std::string& path, const std::string& text);
 
 }  // namespace quadrille::quantize
