@@ -9,6 +9,7 @@
 #include "kernels/api/device_table.h"
 #include "kernels/api/registry.h"
 #include "parallel/communicator.h"
+#include "parallel/nccl.h"
 
 namespace quadrille::cli {
 
@@ -51,11 +52,14 @@ Result<std::unique_ptr<model::AnyModel>> load_there(const ModelOptions& options,
 
 Result<model::DeviceOptions> make_device_options(const ModelOptions& options) {
   model::DeviceOptions device;
-  device.ordinal = options.gpu_ordinal();
+  device.ordinal = options.gpu_ordinal() + options.local_rank;
   if (!options.gpu_memory.empty()) {
     QD_TRY(device.gpu_memory, model::parse_gpu_memory(options.gpu_memory));
   }
   QD_TRY(device.table, kernels::device_table());
+  device.join_ranks = [](parallel::Communicator& host, int ordinal, device::Stream stream) {
+    return parallel::nccl_communicator(host, ordinal, stream);
+  };
   return device;
 }
 

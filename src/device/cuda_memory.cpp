@@ -87,6 +87,21 @@ Status copy_to_host(void* host, const void* device, size_t bytes, Stream stream)
 Status copy_on_device(void* to, const void* from, size_t bytes, Stream stream) {
   return copy(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
 }
+Status copy_rows_on_device(const RowCopy& c, Stream stream) {
+  QD_TRY_STATUS(check_stream(stream));
+  if (c.rows == 0 || c.row_bytes == 0) return {};
+  if (c.to == nullptr || c.from == nullptr || c.to_pitch < c.row_bytes || c.from_pitch < c.row_bytes) {
+    return make_error(
+        ErrorCode::kInvalidArgument,
+        "copying {} rows of {} bytes: expected memory and pitches of at least a row, found pitches {} and "
+        "{}{}",
+        c.rows, c.row_bytes, c.to_pitch, c.from_pitch,
+        c.to == nullptr || c.from == nullptr ? " and a null pointer" : "");
+  }
+  return cuda_status(cudaMemcpy2DAsync(c.to, c.to_pitch, c.from, c.from_pitch, c.row_bytes, c.rows,
+                                       cudaMemcpyDeviceToDevice, native(stream)),
+                     "copying rows");
+}
 Status fill(void* device, uint8_t byte, size_t bytes, Stream stream) {
   QD_TRY_STATUS(check_stream(stream));
   if (bytes == 0) return {};

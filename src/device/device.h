@@ -150,6 +150,16 @@ class PinnedBuffer {
 Status copy_to_device(void* device, const void* host, size_t bytes, Stream stream);
 Status copy_to_host(void* host, const void* device, size_t bytes, Stream stream);
 Status copy_on_device(void* to, const void* from, size_t bytes, Stream stream);
+// `rows` rows of `row_bytes`, which begin to_pitch and from_pitch bytes apart (at least row_bytes).
+struct RowCopy {
+  void* to = nullptr;
+  size_t to_pitch = 0;
+  const void* from = nullptr;
+  size_t from_pitch = 0;
+  size_t row_bytes = 0;
+  size_t rows = 0;
+};
+Status copy_rows_on_device(const RowCopy& copy, Stream stream);
 Status fill(void* device, uint8_t byte, size_t bytes, Stream stream);
 
 // A captured sequence of calls.

@@ -77,6 +77,9 @@ Status copy_to_host(void*, const void*, size_t, Stream) {
 Status copy_on_device(void*, const void*, size_t, Stream) {
   return no_cuda();
 }
+Status copy_rows_on_device(const RowCopy&, Stream) {
+  return no_cuda();
+}
 Status fill(void*, uint8_t, size_t, Stream) {
   return no_cuda();
 }

@@ -8,6 +8,7 @@
 
 #include "core/check.h"
 #include "layout/kv_tile.h"
+#include "model/device_columns.h"
 #include "moe/device_steps.h"
 #include "numerics/bf16.h"
 
@@ -37,11 +38,14 @@ bool any_bf16(const std::vector<DeviceMatrix>& matrices) {
 
 DeviceDecoder::DeviceDecoder(const ModelConfig& config, const DeviceWeightsView& weights,
                              const kernels::DeviceTable& table, kernels::Numerics numerics, const StepMemory& parts,
-                             const DeviceDecoderMemory& memory, const moe::DeviceStreams& streams)
+                             const DeviceDecoderMemory& memory, const moe::DeviceStreams& streams, DeviceShard shard,
+                             const moe::DeviceRanks& ranks)
     : config_(config),
       weights_(weights),
       table_(table),
       numerics_(numerics),
+      shard_(std::move(shard)),
+      ranks_(ranks),
       parts_(parts),
       memory_(memory.workspace),
       given_(memory),
@@ -52,16 +56,30 @@ int64_t DeviceDecoder::tile_tokens() const {
   return kernels::attention_tile_tokens(config_.num_heads / config_.num_kv_heads, config_.head_dim);
 }
 
-Status DeviceDecoder::enqueue_layers(const StepShape& shape, StepObserver* observer) {
+// Of ranks each gives the rows of its vocabulary and -0 elsewhere.
+Status DeviceDecoder::enqueue_embedding(const StepShape& shape) {
+  const layout::Range held = shard_.vocabulary(config_.vocab_size)[static_cast<size_t>(shard_.rank)];
   kernels::DeviceEmbed embed;
   embed.num_tokens = shape.num_tokens;
   embed.width = config_.hidden_size;
-  embed.num_rows = config_.vocab_size;
+  embed.first_row = held.begin;
+  embed.num_rows = held.size();
   embed.ids = ints(block_of(shape).ids);
   embed.table = weights_.embedding;
-  embed.out = memory_.open<uint16_t>(parts_.x, stream_);
+  auto* const x = memory_.open<uint16_t>(parts_.x, stream_);
+  if (!shard_.is_split()) {
+    embed.out = x;
+  } else {
+    embed.out_f32 = memory_.open<float>(parts_.partial, stream_);
+  }
   device::before_step("embed", stream_);
   table_.embed(embed, stream_);
+  if (!shard_.is_split()) return {};
+  return moe::enqueue_sum(table_, ranks_, embed.out_f32, shape.num_tokens * embed.width, x, stream_);
+}
+
+Status DeviceDecoder::enqueue_layers(const StepShape& shape, StepObserver* observer) {
+  QD_TRY_STATUS(enqueue_embedding(shape));
   update_is_pending_ = false;
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
     QD_TRY_STATUS(enqueue_block(layer, shape, observer));
@@ -82,24 +100,79 @@ Status DeviceDecoder::enqueue_block(int64_t layer, const StepShape& shape, StepO
     QD_TRY_STATUS(enqueue_linear(matrix, normed_input(tokens), {kernels::GemmOutput::kRowsBf16, qkv, qkv_width}));
     qkv += matrix.shape.n;
   }
-  enqueue_attention(layer, shape);
-  Input mixed{tokens, memory_.at<uint16_t>(parts_.mixed), nullptr, nullptr};
-  if (weights.o.shape.is_w4) {
-    auto* act = memory_.open<uint8_t>(parts_.mixed_act, stream_);
-    auto* act_scale = memory_.open<float>(parts_.mixed_scale, stream_);
-    enqueue_quantise(mixed.x, tokens, config_.q_width(), act, act_scale);
-    mixed.act = act;
-    mixed.act_scale = act_scale;
-  }
-  auto* update = memory_.open<uint16_t>(parts_.update, stream_);
-  QD_TRY_STATUS(enqueue_linear(weights.o, mixed, {kernels::GemmOutput::kRowsBf16, update, config_.hidden_size}));
+  QD_TRY_STATUS(enqueue_attention(layer, shape));
+  QD_TRY_STATUS(enqueue_o(layer, tokens, memory_.open<uint16_t>(parts_.update, stream_)));
   const bool dense_w4 = weights.dense && weights.dense->is_w4();
   enqueue_norm(shape, weights.post_attention_norm, true, dense_w4, !dense_w4);
   QD_TRY_STATUS(enqueue_feed_forward(layer, tokens));
   return observer == nullptr || !weights.is_moe() ? Status() : enqueue_moe_observer(layer, tokens, observer);
 }
 
-void DeviceDecoder::enqueue_attention(int64_t layer, const StepShape& shape) {
+// `mixed` -> out, which is a sum where ranks hold the heads.
+Status DeviceDecoder::enqueue_o(int64_t layer, int64_t num_tokens, uint16_t* out) {
+  const DeviceMatrix& o = weights_.layers[static_cast<size_t>(layer)].o;
+  Input mixed{num_tokens, memory_.at<uint16_t>(parts_.mixed), nullptr, nullptr};
+  if (const layout::ModelShard* const held = shard_.own()) {
+    const int64_t offset = o.shape.is_w4 ? held->layers[static_cast<size_t>(layer)].attention.o.k_offset() : 0;
+    return enqueue_row_parallel(o, {mixed.x, num_tokens, config_.q_width(), offset}, out);
+  }
+  if (o.shape.is_w4) {
+    auto* act = memory_.open<uint8_t>(parts_.mixed_act, stream_);
+    auto* act_scale = memory_.open<float>(parts_.mixed_scale, stream_);
+    enqueue_quantise(mixed.x, num_tokens, config_.q_width(), act, act_scale);
+    mixed.act = act;
+    mixed.act_scale = act_scale;
+  }
+  return enqueue_linear(o, mixed, {kernels::GemmOutput::kRowsBf16, out, config_.hidden_size});
+}
+
+Status DeviceDecoder::enqueue_row_parallel(const DeviceMatrix& matrix, const moe::DeviceSplitRows& rows,
+                                           uint16_t* out) {
+  if (matrix.shape.is_w4) {
+    return moe::run_row_parallel_linear(table_, matrix.w4, rows, ranks_, out, memory_.at<void>(parts_.row_parallel),
+                                        parts_.row_parallel.bytes, stream_);
+  }
+  auto* const partial = memory_.open<float>(parts_.partial, stream_);
+  DeviceMatrix own = matrix;
+  if (!ranks_.adds_bias()) own.bias = nullptr;
+  QD_TRY_STATUS(enqueue_linear(own, {rows.num_rows, rows.x, nullptr, nullptr},
+                               {kernels::GemmOutput::kRowsF32, partial, matrix.shape.n}));
+  return moe::enqueue_sum(table_, ranks_, partial, rows.num_rows * matrix.shape.n, out, stream_);
+}
+
+// A norm over the whole projection takes the mean over all ranks' columns, in the order of one rank.
+Status DeviceDecoder::gather_whole_rows(const StepShape& shape, kernels::DeviceQkv* heads) {
+  const auto gather = [&](int64_t first_column, int64_t width, const std::vector<layout::Range>& ranges,
+                          const moe::Part& whole) -> Status {
+    ColumnGather columns;
+    columns.num_rows = shape.num_tokens;
+    columns.element_bytes = sizeof(uint16_t);
+    columns.ranges = ranges;
+    auto* const mine = memory_.open<uint16_t>(parts_.own_columns, stream_);
+    device::RowCopy copy;
+    copy.to = mine;
+    copy.to_pitch = copy.row_bytes = sizeof(uint16_t) * static_cast<size_t>(width);
+    copy.from = heads->qkv + first_column;
+    copy.from_pitch = sizeof(uint16_t) * static_cast<size_t>(heads->qkv_pitch);
+    copy.rows = static_cast<size_t>(shape.num_tokens);
+    QD_TRY_STATUS(device::copy_rows_on_device(copy, stream_));
+    columns.mine = mine;
+    columns.gathered = memory_.open<uint8_t>(parts_.gathered, stream_);
+    columns.whole = memory_.open<uint16_t>(whole, stream_);
+    columns.whole_pitch = ranges.back().end;
+    return gather_columns(columns, *ranks_.tensor, stream_);
+  };
+  const std::vector<layout::Range> q = shard_.q_rows(0), kv = shard_.kv_rows(0);
+  QD_TRY_STATUS(gather(0, config_.q_width(), q, parts_.whole_q));
+  QD_TRY_STATUS(gather(config_.q_width(), config_.kv_width(), kv, parts_.whole_k));
+  heads->whole_q = memory_.at<uint16_t>(parts_.whole_q);
+  heads->whole_k = memory_.at<uint16_t>(parts_.whole_k);
+  heads->whole_q_width = q.back().end;
+  heads->whole_k_width = kv.back().end;
+  return {};
+}
+
+Status DeviceDecoder::enqueue_attention(int64_t layer, const StepShape& shape) {
   const DeviceLayerView& weights = weights_.layers[static_cast<size_t>(layer)];
   const StepBlock block = block_of(shape);
   const layout::KvTile tile{config_.num_kv_heads, config_.head_dim};
@@ -124,6 +197,9 @@ void DeviceDecoder::enqueue_attention(int64_t layer, const StepShape& shape) {
   heads.position = ints(block.positions);
   heads.sequence = ints(block.sequences);
   heads.q = memory_.open<uint16_t>(parts_.q, stream_);
+  if (shard_.is_split() && config_.qk_norm == QkNorm::kWholeProjection) {
+    QD_TRY_STATUS(gather_whole_rows(shape, &heads));
+  }
   device::before_step("split_heads", stream_);
   table_.split_heads(heads, stream_);
 
@@ -148,6 +224,7 @@ void DeviceDecoder::enqueue_attention(int64_t layer, const StepShape& shape) {
   attention.workspace_floats = static_cast<int64_t>(parts_.attention.bytes / sizeof(float));
   device::before_step("attention", stream_);
   table_.attention(attention, stream_);
+  return {};
 }
 
 void DeviceDecoder::enqueue_norm(const StepShape& shape, const uint16_t* weight, bool has_update, bool quantised,
@@ -219,6 +296,25 @@ Status DeviceDecoder::enqueue_linear(const DeviceMatrix& matrix, const Input& in
   return {};
 }
 
+// Rows of logits(), whole on every rank.
+Status DeviceDecoder::enqueue_head(const Input& input) {
+  const DeviceMatrix& head = weights_.lm_head;
+  const int64_t pitch = logits_pitch();
+  auto* const logits = memory_.open<float>(parts_.logits, stream_);
+  if (!shard_.is_split()) return enqueue_linear(head, input, {kernels::GemmOutput::kRowsF32, logits, pitch});
+  auto* const own = memory_.open<float>(parts_.own_logits, stream_);
+  QD_TRY_STATUS(enqueue_linear(head, input, {kernels::GemmOutput::kRowsF32, own, head.shape.n}));
+  ColumnGather columns;
+  columns.num_rows = input.num_rows;
+  columns.element_bytes = sizeof(float);
+  columns.ranges = shard_.vocabulary(config_.vocab_size);
+  columns.mine = own;
+  columns.gathered = memory_.open<uint8_t>(parts_.gathered, stream_);
+  columns.whole = logits;
+  columns.whole_pitch = pitch;
+  return gather_columns(columns, *ranks_.tensor, stream_);
+}
+
 Status DeviceDecoder::enqueue_logits(const StepShape& shape, int64_t first, int64_t count, StepObserver* observer) {
   const DeviceMatrix& head = weights_.lm_head;
   kernels::DeviceAddNorm norm;
@@ -247,13 +343,12 @@ Status DeviceDecoder::enqueue_logits(const StepShape& shape, int64_t first, int6
     QD_TRY(const std::vector<float> rows, read_bf16(norm.normed, count * norm.width));
     observer->final_norm(rows.data(), count, norm.width);
   }
-  auto* logits = memory_.open<float>(parts_.logits, stream_);
-  QD_TRY_STATUS(enqueue_linear(head, input, {kernels::GemmOutput::kRowsF32, logits, logits_pitch()}));
+  QD_TRY_STATUS(enqueue_head(input));
   kernels::DeviceGreedy greedy;
   greedy.num_rows = count;
   greedy.vocab_size = config_.vocab_size;
   greedy.pitch = logits_pitch();
-  greedy.logits = logits;
+  greedy.logits = logits();
   greedy.token = tokens() + first;
   greedy.status = status();
   device::before_step("greedy", stream_);

@@ -30,15 +30,16 @@ struct DeviceDecoderMemory {
 
 class DeviceDecoder {
  public:
-  // Everything given must outlive the decoder.
+  // Everything given must outlive the decoder. `config`, `weights`: of the rank (device_shard.h). With `ranks` every
+  // rank enqueues the same steps; its collectives run on streams.main.
   DeviceDecoder(const ModelConfig& config, const DeviceWeightsView& weights, const kernels::DeviceTable& table,
                 kernels::Numerics numerics, const StepMemory& parts, const DeviceDecoderMemory& memory,
-                const moe::DeviceStreams& streams);
+                const moe::DeviceStreams& streams, DeviceShard shard = {}, const moe::DeviceRanks& ranks = {});
 
   // Where the block of the next step goes.
   int32_t* block() const { return memory_.at<int32_t>(parts_.block); }
   float* logits() const { return memory_.at<float>(parts_.logits); }
-  int64_t logits_pitch() const { return weights_.lm_head.shape.n; }
+  int64_t logits_pitch() const { return model::logits_pitch(weights_, config_, shard_); }
   int32_t* tokens() const { return memory_.at<int32_t>(parts_.tokens); }
   uint32_t* status() const { return memory_.at<uint32_t>(parts_.status); }
   uint16_t* input_rows() const { return memory_.at<uint16_t>(parts_.normed); }
@@ -70,9 +71,27 @@ class DeviceDecoder {
     int64_t pitch = 0;  // elements
   };
   Status enqueue_block(int64_t layer, const StepShape& shape, StepObserver* observer);
-  void enqueue_attention(int64_t layer, const StepShape& shape);
+  Status enqueue_embedding(const StepShape& shape);
+  Status enqueue_attention(int64_t layer, const StepShape& shape);
+  Status enqueue_o(int64_t layer, int64_t num_tokens, uint16_t* out);
+  Status gather_whole_rows(const StepShape& shape, kernels::DeviceQkv* heads);
+  Status enqueue_head(const Input& input);
   Status enqueue_moe_observer(int64_t layer, int64_t num_tokens, StepObserver* observer);
   Status enqueue_dense(const DeviceMlpView& mlp, const Input& input, uint16_t* rows);
+  Result<const uint16_t*> enqueue_hidden(const DeviceMlpView& mlp, const Input& input);
+  // Rows of the experts' second product, bf16 or of ranks fp32, and how they are combined.
+  struct Bf16Rows {
+    int64_t num_tokens = 0;
+    const void* rows = nullptr;
+    const int32_t* slot = nullptr;
+    const float* weight = nullptr;
+    float* shared = nullptr;  // room for the shared expert's partial rows
+  };
+  Status combine_bf16(const DeviceLayerView& layer, const Bf16Rows& from);
+  Status combine_bf16_partial(const DeviceLayerView& layer, const Bf16Rows& from);
+  const float* enqueue_shared_gate(const DeviceLayerView& layer, int64_t num_tokens);
+  // `x` [num_rows, held columns of the matrix]: a sum over the ranks.
+  Status enqueue_row_parallel(const DeviceMatrix& matrix, const moe::DeviceSplitRows& rows, uint16_t* out);
   Status enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num_tokens);
   // `update`: added to the stream first, or null. `quantised`: the codes are wanted, `plain`: the bf16 rows.
   void enqueue_norm(const StepShape& shape, const uint16_t* weight, bool has_update, bool quantised, bool plain);
@@ -88,6 +107,8 @@ class DeviceDecoder {
   const DeviceWeightsView& weights_;
   const kernels::DeviceTable& table_;
   kernels::Numerics numerics_;
+  DeviceShard shard_;
+  moe::DeviceRanks ranks_;
   StepMemory parts_;
   moe::Workspace memory_;
   DeviceDecoderMemory given_;

@@ -34,9 +34,18 @@ Status DeviceDecoder::enqueue_feed_forward(int64_t index, int64_t num_tokens) {
                                status());
 }
 
-Status DeviceDecoder::enqueue_dense(const DeviceMlpView& mlp, const Input& input, uint16_t* rows) {
+// The activated rows [num_rows, width].
+Result<const uint16_t*> DeviceDecoder::enqueue_hidden(const DeviceMlpView& mlp, const Input& input) {
   auto* hidden = memory_.open<uint16_t>(parts_.mlp_hidden, stream_);
   QD_TRY_STATUS(enqueue_linear(mlp.gate_up, input, {kernels::GemmOutput::kActivated, hidden, mlp.width}));
+  return hidden;
+}
+
+Status DeviceDecoder::enqueue_dense(const DeviceMlpView& mlp, const Input& input, uint16_t* rows) {
+  QD_TRY(const uint16_t* const hidden, enqueue_hidden(mlp, input));
+  if (shard_.is_split()) {
+    return enqueue_row_parallel(mlp.down, {hidden, input.num_rows, mlp.width, mlp.down_offset}, rows);
+  }
   Input second{input.num_rows, hidden, nullptr, nullptr};
   if (mlp.is_w4()) {
     auto* act = memory_.open<uint8_t>(parts_.mlp_act, stream_);
@@ -50,7 +59,7 @@ Status DeviceDecoder::enqueue_dense(const DeviceMlpView& mlp, const Input& input
 
 Status DeviceDecoder::enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num_tokens) {
   const moe::RouterRule& rule = config_.router;
-  const Bf16MoeParts parts = plan_bf16_moe(config_, num_tokens);
+  const Bf16MoeParts parts = plan_bf16_moe(config_, num_tokens, shard_.is_split());
   const moe::Workspace memory(memory_.at<void>(parts_.moe));
   const int64_t routes = num_tokens * rule.top_k;
 
@@ -111,35 +120,70 @@ Status DeviceDecoder::enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num
   gemm.x_pitch = gemm.k;
   gemm.source_row = nullptr;
   gemm.source_divisor = 1;
-  gemm.output = kernels::GemmOutput::kRowsBf16;
-  auto* rows = memory.open<uint16_t>(parts.rows, stream_);
+  void* const rows = memory.open<uint8_t>(parts.rows, stream_);
+  gemm.output = shard_.is_split() ? kernels::GemmOutput::kRowsF32 : kernels::GemmOutput::kRowsBf16;
+  if (!ranks_.adds_bias()) gemm.bias = nullptr;
   gemm.out = rows;
   gemm.out_pitch = config_.hidden_size;
   device::before_step("bf16_gemm", stream_);
   table_.bf16_gemm(gemm, stream_);
+  return combine_bf16(layer, {num_tokens, rows, plan.slot_of_route, route.weights, memory.at<float>(parts.shared)});
+}
 
+// The sigmoid gate of a shared expert, or null.
+const float* DeviceDecoder::enqueue_shared_gate(const DeviceLayerView& layer, int64_t num_tokens) {
+  if (layer.shared_gate == nullptr) return nullptr;
+  auto* gate = memory_.open<float>(parts_.shared_gate, stream_);
+  device::before_step("shared_gate", stream_);
+  table_.router_logits({num_tokens, 1, config_.hidden_size, true, input_rows(), layer.shared_gate, gate}, stream_);
+  return gate;
+}
+
+Status DeviceDecoder::combine_bf16(const DeviceLayerView& layer, const Bf16Rows& from) {
+  if (shard_.is_split()) return combine_bf16_partial(layer, from);
   kernels::DeviceCombine combine;
-  combine.num_tokens = num_tokens;
-  combine.top_k = rule.top_k;
+  combine.num_tokens = from.num_tokens;
+  combine.top_k = config_.router.top_k;
   combine.width = config_.hidden_size;
-  combine.rows = rows;
-  combine.slot = plan.slot_of_route;
-  combine.weight = route.weights;
+  combine.rows = static_cast<const uint16_t*>(from.rows);
+  combine.slot = from.slot;
+  combine.weight = from.weight;
   if (layer.shared) {
     auto* shared = memory_.open<uint16_t>(parts_.mlp_rows, stream_);
-    QD_TRY_STATUS(enqueue_dense(*layer.shared, normed_input(num_tokens), shared));
+    QD_TRY_STATUS(enqueue_dense(*layer.shared, normed_input(from.num_tokens), shared));
     combine.shared = shared;
-    if (layer.shared_gate != nullptr) {
-      auto* gate = memory_.open<float>(parts_.shared_gate, stream_);
-      device::before_step("shared_gate", stream_);
-      table_.router_logits({num_tokens, 1, config_.hidden_size, true, input_rows(), layer.shared_gate, gate}, stream_);
-      combine.shared_gate = gate;
-    }
+    combine.shared_gate = enqueue_shared_gate(layer, from.num_tokens);
   }
   combine.out = memory_.open<uint16_t>(parts_.update, stream_);
   device::before_step("combine", stream_);
   table_.combine(combine, stream_);
   return {};
+}
+
+// Partial rows of every expert, the shared one included, go through the chain unrounded; then the ranks' sums are added
+// (docs/numerics.md section 6).
+Status DeviceDecoder::combine_bf16_partial(const DeviceLayerView& layer, const Bf16Rows& from) {
+  kernels::DeviceCombinePartial combine;
+  combine.num_tokens = from.num_tokens;
+  combine.top_k = config_.router.top_k;
+  combine.width = config_.hidden_size;
+  combine.rows = static_cast<const float*>(from.rows);
+  combine.slot = from.slot;
+  combine.weight = from.weight;
+  if (layer.shared) {
+    QD_TRY(const uint16_t* const hidden, enqueue_hidden(*layer.shared, normed_input(from.num_tokens)));
+    DeviceMatrix down = layer.shared->down;
+    if (!ranks_.adds_bias()) down.bias = nullptr;
+    QD_TRY_STATUS(enqueue_linear(down, {from.num_tokens, hidden, nullptr, nullptr},
+                                 {kernels::GemmOutput::kRowsF32, from.shared, config_.hidden_size}));
+    combine.shared = from.shared;
+    combine.shared_gate = enqueue_shared_gate(layer, from.num_tokens);
+  }
+  combine.out = memory_.open<float>(parts_.partial, stream_);
+  device::before_step("combine", stream_);
+  table_.combine_partial(combine, stream_);
+  auto* const update = memory_.open<uint16_t>(parts_.update, stream_);
+  return moe::enqueue_sum(table_, ranks_, combine.out, from.num_tokens * combine.width, update, stream_);
 }
 
 // --- Observers: these wait for the stream ---

@@ -10,7 +10,7 @@
 
 #include "core/check.h"
 #include "layout/w4_hopper64.h"
-#include "layout/w4_lanes16.h"
+#include "model/device_cuts.h"
 #include "model/load_weights.h"
 #include "model/pinned_ring.h"
 #include "model/weight_reader.h"
@@ -28,13 +28,13 @@ size_t slot_bytes(const WeightPlaces& places) {
 }
 
 constexpr size_t aligned(size_t bytes) {
-  return (bytes + 63) / 64 * 64;
+  return W4Gatherer::aligned(bytes);
 }
 
 // Rows of a tensor that one thread reads, as bf16 or fp32.
 struct DensePiece {
-  const ModuleSource* source = nullptr;
-  layout::Range rows;
+  CutModule module;
+  layout::Range rows;  // of the module
   bool is_bias = false;
   size_t offset = 0;  // in the weights' memory
   size_t bytes = 0;
@@ -45,13 +45,18 @@ struct DensePiece {
 struct W4Job {
   const StackPlace* place = nullptr;
   int32_t num_parts = 1;  // 2: gate and up
-  std::vector<std::vector<const ModuleSource*>> experts;
+  std::vector<std::vector<CutModule>> experts;
 };
 
 class DeviceLoader {
  public:
   explicit DeviceLoader(const DeviceLoad& load)
-      : load_(load), reader_(load.options.numerics, load.options.round_scales, prepare::ChannelScale::kWholeRow) {
+      : load_(load),
+        cuts_(load.shard),
+        reader_(load.options.numerics, load.options.round_scales,
+                load.options.split_scale == moe::SplitScale::kAgreed ? prepare::ChannelScale::kWholeRow
+                                                                     : prepare::ChannelScale::kOwnGroups),
+        w4_(&reader_, load.options) {
     for (const ModuleSource* source : load.inventory.modules()) {
       ++progress_.modules_total;
       progress_.bytes_total += source->disk_bytes();
@@ -108,57 +113,66 @@ class DeviceLoader {
   Status load_all() {
     const Inventory& from = load_.inventory;
     const WeightPlaces& to = load_.places;
-    QD_TRY_STATUS(add_dense(from.embedding, to.embedding.offset));
-    QD_TRY_STATUS(clear_behind(to.embedding, from.embedding));
-    for (size_t l = 0; l < from.layers.size(); ++l) QD_TRY_STATUS(load_layer(from.layers[l], to.layers[l]));
-    QD_TRY_STATUS(add_dense(from.final_norm, to.final_norm.offset));
+    const CutModule embedding = cuts_.vocabulary(from.embedding);
+    QD_TRY_STATUS(add_dense(embedding, to.embedding.offset));
+    QD_TRY_STATUS(clear_behind(to.embedding, embedding));
+    for (size_t l = 0; l < from.layers.size(); ++l) QD_TRY_STATUS(load_layer(l, from.layers[l], to.layers[l]));
+    QD_TRY_STATUS(add_whole(from.final_norm, to.final_norm));
     if (!from.lm_head) return {};
-    QD_TRY_STATUS(load_stack(to.lm_head, 1, {{&*from.lm_head}}));
-    return to.lm_head.shape.is_w4 ? Status() : clear_behind(to.lm_head.weights, *from.lm_head);
+    const CutModule head = cuts_.vocabulary(*from.lm_head);
+    QD_TRY_STATUS(load_stack(to.lm_head, 1, {{head}}));
+    return to.lm_head.shape.is_w4 ? Status() : clear_behind(to.lm_head.weights, head);
   }
 
-  Status load_layer(const LayerSources& from, const LayerPlace& to) {
-    QD_TRY_STATUS(add_dense(from.input_norm, to.input_norm.offset));
-    QD_TRY_STATUS(add_dense(from.post_attention_norm, to.post_attention_norm.offset));
-    if (from.q_norm) QD_TRY_STATUS(add_dense(*from.q_norm, to.q_norm.offset));
-    if (from.k_norm) QD_TRY_STATUS(add_dense(*from.k_norm, to.k_norm.offset));
-    if (to.qkv.size() == 1) {
-      QD_TRY_STATUS(load_stack(to.qkv[0], 1, {{&from.q, &from.k, &from.v}}));
-    } else {
-      const ModuleSource* parts[] = {&from.q, &from.k, &from.v};
-      for (size_t i = 0; i < 3; ++i) QD_TRY_STATUS(load_stack(to.qkv[i], 1, {{parts[i]}}));
+  Status load_layer(size_t l, const LayerSources& from, const LayerPlace& to) {
+    QD_TRY_STATUS(add_whole(from.input_norm, to.input_norm));
+    QD_TRY_STATUS(add_whole(from.post_attention_norm, to.post_attention_norm));
+    // Weights of a norm over the whole projection are cut as its rows are; those of one head are every rank's.
+    const bool cut = load_.config.qk_norm == QkNorm::kWholeProjection;
+    if (from.q_norm) {
+      QD_TRY_STATUS(add_dense(cut ? cuts_.q(l, *from.q_norm) : cuts_.whole(*from.q_norm), to.q_norm.offset));
     }
-    QD_TRY_STATUS(load_stack(to.o, 1, {{&from.o}}));
-    if (from.router) QD_TRY_STATUS(add_dense(*from.router, to.router.offset));
-    if (from.shared_gate) QD_TRY_STATUS(add_dense(*from.shared_gate, to.shared_gate.offset));
-    if (to.experts) QD_TRY_STATUS(load_mlps(from.experts, *to.experts));
-    if (to.shared) QD_TRY_STATUS(load_mlps({&*from.shared, 1}, *to.shared));
-    if (to.dense) QD_TRY_STATUS(load_mlps({&*from.dense, 1}, *to.dense));
+    if (from.k_norm) {
+      QD_TRY_STATUS(add_dense(cut ? cuts_.kv(l, *from.k_norm) : cuts_.whole(*from.k_norm), to.k_norm.offset));
+    }
+    const std::vector<CutModule> qkv = {cuts_.q(l, from.q), cuts_.kv(l, from.k), cuts_.kv(l, from.v)};
+    if (to.qkv.size() == 1) {
+      QD_TRY_STATUS(load_stack(to.qkv[0], 1, {qkv}));
+    } else {
+      for (size_t i = 0; i < qkv.size(); ++i) QD_TRY_STATUS(load_stack(to.qkv[i], 1, {{qkv[i]}}));
+    }
+    QD_TRY_STATUS(load_stack(to.o, 1, {{cuts_.o(l, from.o)}}));
+    if (from.router) QD_TRY_STATUS(add_whole(*from.router, to.router));
+    if (from.shared_gate) QD_TRY_STATUS(add_whole(*from.shared_gate, to.shared_gate));
+    using layout::LayerShard;
+    if (to.experts) QD_TRY_STATUS(load_mlps(l, &LayerShard::experts, from.experts, *to.experts));
+    if (to.shared) QD_TRY_STATUS(load_mlps(l, &LayerShard::shared, {&*from.shared, 1}, *to.shared));
+    if (to.dense) QD_TRY_STATUS(load_mlps(l, &LayerShard::dense, {&*from.dense, 1}, *to.dense));
     return {};
   }
 
-  Status load_mlps(std::span<const MlpSources> from, const MlpPlace& to) {
-    std::vector<std::vector<const ModuleSource*>> gate_up, down;
+  Status load_mlps(size_t layer, RankCuts::MlpOf mlp, std::span<const MlpSources> from, const MlpPlace& to) {
+    std::vector<std::vector<CutModule>> gate_up, down;
     for (const MlpSources& source : from) {
-      gate_up.push_back({&source.gate, &source.up});
-      down.push_back({&source.down});
+      gate_up.push_back({cuts_.columns(layer, mlp, source.gate), cuts_.columns(layer, mlp, source.up)});
+      down.push_back({cuts_.down(layer, mlp, source.down)});
     }
     QD_TRY_STATUS(load_stack(to.gate_up, 2, std::move(gate_up)));
     return load_stack(to.down, 1, std::move(down));
   }
 
   // `num_parts` 2: gate and up rows, which the 4-bit layout interleaves.
-  Status load_stack(const StackPlace& place, int32_t num_parts, std::vector<std::vector<const ModuleSource*>> experts) {
+  Status load_stack(const StackPlace& place, int32_t num_parts, std::vector<std::vector<CutModule>> experts) {
     if (place.shape.is_w4) return load_w4({&place, num_parts, std::move(experts)});
     size_t offset = place.weights.offset, bias = place.bias.offset;
-    for (const auto& sources : experts) {
-      for (const ModuleSource* source : sources) {
-        if (source->bias != nullptr) {
-          QD_TRY_STATUS(add_piece({source, {0, source->n()}, true, bias, 4 * static_cast<size_t>(source->n())}));
-          bias += 4 * static_cast<size_t>(source->n());
+    for (const auto& modules : experts) {
+      for (const CutModule& module : modules) {
+        if (module.bias_count() > 0) {
+          QD_TRY_STATUS(add_piece({module, module.rows(), true, bias, 4 * module.bias_count()}));
+          bias += 4 * module.bias_count();
         }
-        QD_TRY_STATUS(add_dense(*source, offset));
-        offset += 2 * static_cast<size_t>(source->n() * source->k());
+        QD_TRY_STATUS(add_dense(module, offset));
+        offset += 2 * static_cast<size_t>(module.rows().size() * module.k());
       }
     }
     return {};
@@ -166,16 +180,21 @@ class DeviceLoader {
 
   // --- Dense tensors ---
 
-  Status add_dense(const ModuleSource& source, size_t offset) {
-    const auto row_bytes = 2 * static_cast<size_t>(source.k());
+  Status add_whole(const ModuleSource& source, const Place& place) {
+    return add_dense(cuts_.whole(source), place.offset);
+  }
+
+  Status add_dense(const CutModule& module, size_t offset) {
+    const auto row_bytes = 2 * static_cast<size_t>(module.k());
     const auto rows_a_piece = static_cast<int64_t>(std::max<size_t>(kPieceBytes / row_bytes, 1));
-    for (int64_t row = 0; row < source.n(); row += rows_a_piece) {
+    const layout::Range rows = module.rows();
+    for (int64_t row = rows.begin; row < rows.end; row += rows_a_piece) {
       DensePiece piece;
-      piece.source = &source;
-      piece.rows = {row, std::min(row + rows_a_piece, source.n())};
-      piece.offset = offset + static_cast<size_t>(row) * row_bytes;
+      piece.module = module;
+      piece.rows = {row, std::min(row + rows_a_piece, rows.end)};
+      piece.offset = offset + static_cast<size_t>(row - rows.begin) * row_bytes;
       piece.bytes = static_cast<size_t>(piece.rows.size()) * row_bytes;
-      piece.is_last = piece.rows.end == source.n();
+      piece.is_last = piece.rows.end == rows.end;
       QD_TRY_STATUS(add_piece(piece));
     }
     return {};
@@ -206,7 +225,7 @@ class DeviceLoader {
     }
     QD_TRY_STATUS(ring_.sent(copy));
     for (const DensePiece& piece : pending_) {
-      if (piece.is_last) done(*piece.source);
+      if (piece.is_last) done(*piece.module.source);
     }
     pending_.clear();
     pending_bytes_ = 0;
@@ -214,26 +233,35 @@ class DeviceLoader {
   }
 
   Status read_piece(const DensePiece& piece, std::byte* to) {
+    const CutModule& module = piece.module;
     if (piece.is_bias) {
-      QD_TRY(const std::vector<float> values, reader_.read_bias(*piece.source));
+      QD_TRY(const std::vector<float> values, reader_.read_bias(*module.source, piece.rows));
       std::memcpy(to, values.data(), piece.bytes);
       return {};
     }
-    QD_TRY(const std::vector<uint16_t> values, reader_.read_bf16(*piece.source, piece.rows));
-    std::memcpy(to, values.data(), piece.bytes);
+    QD_TRY(const std::vector<uint16_t> values, reader_.read_bf16(*module.source, piece.rows));
+    if (!module.cut.columns) {
+      std::memcpy(to, values.data(), piece.bytes);
+      return {};
+    }
+    const auto width = static_cast<size_t>(module.source->k()), held = static_cast<size_t>(module.k());
+    const auto first = static_cast<size_t>(module.cut.columns->k_begin);
+    for (size_t row = 0; row < static_cast<size_t>(piece.rows.size()); ++row) {
+      std::memcpy(to + 2 * row * held, values.data() + row * width + first, 2 * held);
+    }
     return {};
   }
 
   // Zeros behind the rows of a matrix whose place is longer.
-  Status clear_behind(const Place& place, const ModuleSource& source) {
-    const auto bytes = 2 * static_cast<size_t>(source.n() * source.k());
+  Status clear_behind(const Place& place, const CutModule& module) {
+    const auto bytes = 2 * static_cast<size_t>(module.rows().size() * module.k());
     return device::fill(load_.base + place.offset + bytes, 0, place.bytes - bytes, load_.streams.copy);
   }
 
   // --- 4-bit stacks ---
 
   Status load_w4(const W4Job& job) {
-    const size_t expert_bytes = w4_bytes(job.experts[0]);
+    const size_t expert_bytes = w4_.bytes(job.experts[0]);
     const size_t most = std::max<size_t>(slot_bytes_ / expert_bytes, 1);
     for (size_t first = 0; first < job.experts.size(); first += most) {
       QD_TRY_STATUS(load_experts(job, first, std::min(most, job.experts.size() - first)));
@@ -241,62 +269,18 @@ class DeviceLoader {
     return {};
   }
 
-  static size_t code_bytes(const ModuleSource& s) { return s.weight->bytes.size(); }
-  static size_t scale_count(const ModuleSource& s) {
-    return static_cast<size_t>(s.n() * layout::num_groups(s.k(), s.decision.group_size));
-  }
-  static size_t w4_bytes(const std::vector<const ModuleSource*>& sources) {
-    size_t codes = 0, scales = 0, bias = 0;
-    for (const ModuleSource* s : sources) {
-      codes += code_bytes(*s);
-      scales += 2 * scale_count(*s);
-      bias += s->bias != nullptr ? 4 * static_cast<size_t>(s->n()) : 0;
-    }
-    return aligned(codes) + aligned(scales) + aligned(bias);
-  }
-
   Status load_experts(const W4Job& job, size_t first, size_t count) {
     QD_TRY(std::byte* const slot, next_slot());
-    const size_t expert_bytes = w4_bytes(job.experts[first]);
+    const size_t expert_bytes = w4_.bytes(job.experts[first]);
     std::vector<prepare::DeviceW4Expert> experts(count);
     QD_TRY_STATUS(fill(count, [&](size_t e) {
-      return read_expert(job, job.experts[first + e], slot + e * expert_bytes, &experts[e]);
+      return w4_.read(job.experts[first + e], job.num_parts, slot + e * expert_bytes, &experts[e]);
     }));
     QD_TRY_STATUS(send_experts(job, static_cast<int64_t>(first), experts));
     QD_TRY_STATUS(ring_.sent(load_.streams.copy));
     bytes_copied_ += count * expert_bytes;
     for (size_t e = 0; e < count; ++e) {
-      for (const ModuleSource* source : job.experts[first + e]) done(*source);
-    }
-    return {};
-  }
-
-  // Codes of all sources, then their scales, then their biases.
-  Status read_expert(const W4Job& job, const std::vector<const ModuleSource*>& sources, std::byte* at,
-                     prepare::DeviceW4Expert* expert) {
-    size_t codes = 0, scales = 0;
-    for (const ModuleSource* s : sources) codes += code_bytes(*s);
-    for (const ModuleSource* s : sources) scales += 2 * scale_count(*s);
-    std::byte* code = at;
-    std::byte* scale = at + aligned(codes);
-    std::byte* bias = scale + aligned(scales);
-    for (size_t i = 0; i < sources.size(); ++i) {
-      const ModuleSource& s = *sources[i];
-      const bool begins_part = i == 0 || job.num_parts == 2;
-      const size_t part = job.num_parts == 2 ? i : 0;
-      if (begins_part) {
-        expert->codes[part] = code;
-        expert->scales[part] = scale;
-        if (s.bias != nullptr) expert->bias[part] = bias;
-      }
-      QD_TRY_STATUS(
-          reader_.read_canonical(s, {code, code_bytes(s)}, {reinterpret_cast<uint16_t*>(scale), scale_count(s)}));
-      code += code_bytes(s);
-      scale += 2 * scale_count(s);
-      if (s.bias == nullptr) continue;
-      QD_TRY(const std::vector<float> values, reader_.read_bias(s));
-      std::memcpy(bias, values.data(), values.size() * sizeof(float));
-      bias += values.size() * sizeof(float);
+      for (const CutModule& module : job.experts[first + e]) done(*module.source);
     }
     return {};
   }
@@ -358,7 +342,9 @@ class DeviceLoader {
   }
 
   const DeviceLoad& load_;
+  RankCuts cuts_;
   WeightReader reader_;
+  W4Gatherer w4_;
   PinnedRing ring_;
   size_t slot_bytes_ = 0;
   device::Buffer staging_, status_;

@@ -23,8 +23,9 @@ struct DeviceLoad {
   const LoadOptions& options;
   const WeightPlaces& places;
   const kernels::DeviceTable& table;
-  uint8_t* base = nullptr;          // places.total bytes, usable on `streams.prepare`
-  prepare::PrepareStreams streams;  // `done` has passed when the weights stand
+  uint8_t* base = nullptr;                    // places.total bytes, usable on `streams.prepare`
+  const layout::ModelShard* shard = nullptr;  // what this rank takes; null: everything
+  prepare::PrepareStreams streams;            // `done` has passed when the weights stand
 };
 
 struct DeviceLoadReport {

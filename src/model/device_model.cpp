@@ -12,8 +12,10 @@
 #include "model/device_places.h"
 #include "model/device_random.h"
 #include "model/device_runner.h"
+#include "model/device_streams.h"
 #include "model/load_weights.h"
 #include "model/rope.h"
+#include "model/tp_legality.h"
 #include "numerics/bf16.h"
 #include "parallel/communicator.h"
 
@@ -22,8 +24,10 @@ namespace {
 
 using device::Buffer;
 using device::HandOver;
-using device::OwnedEvent;
-using device::OwnedStream;
+
+bool has_ranks(const LoadOptions& options) {
+  return options.ranks != nullptr && options.ranks->size() > 1;
+}
 
 Status check_options(const LoadOptions& options, const DeviceOptions& device) {
   if (options.pool == nullptr) return make_error(ErrorCode::kInvalidArgument, "model: a thread pool is needed");
@@ -32,11 +36,16 @@ Status check_options(const LoadOptions& options, const DeviceOptions& device) {
     return make_error(ErrorCode::kUnsupported,
                       "a GPU computes in round bf16, found '--round f32': leave it out, or run with '--device cpu'");
   }
-  const auto size_of = [](const parallel::Communicator* ranks) { return ranks == nullptr ? 1 : ranks->size(); };
-  if (const int ranks = size_of(options.ranks) * size_of(options.expert_ranks); ranks > 1) {
-    return make_error(ErrorCode::kUnsupported,
-                      "expected one rank on a GPU, found {}: leave '--tp' and '--ep' out, or run with '--device cpu'",
-                      ranks);
+  if (has_ranks(options) && !device.join_ranks) {
+    return make_error(ErrorCode::kInvalidArgument, "model: {} ranks need a way for their GPUs to meet",
+                      options.ranks->size());
+  }
+  if (options.expert_ranks != nullptr && options.expert_ranks->size() > 1) {
+    return make_error(
+        ErrorCode::kUnsupported,
+        "expected tensor-parallel ranks alone on GPUs, found {} expert-parallel ones: leave '--ep' out, or "
+        "run with '--device cpu'",
+        options.expert_ranks->size());
   }
   if (options.cache_pages < 0 || options.default_positions < 1 || options.max_positions < 0) {
     return make_error(ErrorCode::kInvalidArgument,
@@ -50,34 +59,13 @@ Status check_options(const LoadOptions& options, const DeviceOptions& device) {
   return {};
 }
 
-struct Streams {
-  std::vector<OwnedStream> streams;
-  std::vector<OwnedEvent> events;
-  moe::DeviceStreams layer;
-  prepare::PrepareStreams prepare;
-
-  Status open() {
-    for (device::Stream* stream : {&layer.main, &layer.side, &prepare.prepare, &prepare.copy}) {
-      QD_TRY(OwnedStream made, OwnedStream::create());
-      *stream = made.get();
-      streams.push_back(std::move(made));
-    }
-    for (device::Event* event :
-         {&layer.shared_begins, &layer.shared_ends, &prepare.source_copied[0], &prepare.source_copied[1],
-          &prepare.staging_free[0], &prepare.staging_free[1], &prepare.staging_ready, &prepare.done}) {
-      QD_TRY(OwnedEvent made, OwnedEvent::create());
-      *event = made.get();
-      events.push_back(std::move(made));
-    }
-    return {};
-  }
-};
-
 }  // namespace
 
 // Members are destroyed from the last to the first: memory before the streams that order its release.
 struct DeviceModel::Impl {
   ModelConfig config;
+  DeviceShard shard;
+  ModelConfig own;  // of this rank
   LoadOptions options;
   DeviceOptions device;
   const kernels::DeviceTable* table = nullptr;
@@ -89,7 +77,9 @@ struct DeviceModel::Impl {
   StepMemory parts;
   DeviceMemoryPlan plan;
   DeviceLoadTimes times;
-  Streams streams;
+  DeviceModelStreams streams;
+  std::unique_ptr<parallel::DeviceCommunicator> communicator;  // null: one rank
+  moe::DeviceRanks ranks;
   Buffer weights, positions, pages, workspace;
   std::optional<DeviceDecoder> decoder;
   std::unique_ptr<DeviceRunner> runner;
@@ -99,6 +89,8 @@ struct DeviceModel::Impl {
     if (streams.layer.main.handle == nullptr) return;
     (void)device::use(device.ordinal);
     (void)device::synchronize(streams.layer.main);
+    // Where all ranks are there to answer; an object that is destroyed without it leaves its memory to the end.
+    if (communicator != nullptr && !options.ranks->loss()->any()) (void)communicator->close();
   }
 
   // The machine before the folder: on one without a GPU nothing else is said.
@@ -113,24 +105,38 @@ struct DeviceModel::Impl {
     return impl;
   }
 
+  // Of the model `whole`, whose ranks' parts `shards` are (empty: one rank). A collective: the ranks' GPUs meet.
+  Status take_part(const ModelConfig& whole, std::vector<layout::ModelShard> shards) {
+    config = whole;
+    shard.all = std::move(shards);
+    shard.rank = shard.is_split() ? options.ranks->rank() : 0;
+    QD_TRY_STATUS(check_device_shard(shard, config));
+    own = rank_config(config, shard);
+    QD_TRY_STATUS(streams.open());
+    if (!shard.is_split()) return {};
+    QD_TRY(communicator, device.join_ranks(*options.ranks, device.ordinal, streams.layer.main));
+    ranks.tensor = communicator.get();
+    ranks.split_scale = options.split_scale;
+    return {};
+  }
+
   uint64_t page_bytes() const {
-    const layout::KvTile tile{config.num_kv_heads, config.head_dim};
-    return static_cast<uint64_t>(config.num_layers * tile.page_size()) * sizeof(uint16_t);
+    const layout::KvTile tile{own.num_kv_heads, own.head_dim};
+    return static_cast<uint64_t>(own.num_layers * tile.page_size()) * sizeof(uint16_t);
   }
 
   // Everything that is decided before memory is touched. `load_bytes`: device memory while the weights are made.
-  Status decide(const ModelConfig& model, const DeviceModelShape& shape, uint64_t load_bytes_of_random) {
-    config = model;
+  Status decide(const DeviceModelShape& shape, uint64_t load_bytes_of_random) {
     max_positions = config.max_positions;
     if (options.max_positions > 0) max_positions = std::min(max_positions, options.max_positions);
-    places = place_weights(shape, config, options.numerics);
-    view = view_weights(places, config, nullptr, options.numerics);
-    QD_TRY_STATUS(check_device_model(view, config, device.max_step_tokens));
+    places = place_weights(shape, own, options.numerics);
+    view = view_weights(places, own, nullptr, options.numerics, ranks);
+    QD_TRY_STATUS(check_device_model(view, own, device.max_step_tokens));
     sizes.max_tokens = device.max_step_tokens;
     sizes.max_sequences = device.max_sequences;
     sizes.max_logit_rows = device.max_logit_rows;
     sizes.max_positions = max_positions;
-    parts = plan_step_memory(view, config, sizes);
+    parts = plan_step_memory(view, own, sizes, shard, ranks);
 
     DeviceMemoryRequest request;
     request.weight_bytes = places.total;
@@ -148,7 +154,6 @@ struct DeviceModel::Impl {
 
   // Memory of the weights, taken on the stream that prepares them.
   Status take_weights() {
-    QD_TRY_STATUS(streams.open());
     QD_TRY(weights, Buffer::allocate(places.total, streams.prepare.prepare));
     weights.release_on(streams.layer.main);
     return {};
@@ -158,7 +163,7 @@ struct DeviceModel::Impl {
   Status finish() {
     const device::Stream main = streams.layer.main;
     QD_TRY_STATUS(device::enter(HandOver::kWeightsPrepared, streams.prepare.done, main));
-    view = view_weights(places, config, weights.as<uint8_t>(), options.numerics);
+    view = view_weights(places, own, weights.as<uint8_t>(), options.numerics, ranks);
     QD_TRY(pages, Buffer::allocate(plan.cache_bytes, main));
     QD_TRY_STATUS(device::fill(pages.get(), 0, plan.cache_bytes, main));
     // No sequence gets longer than the whole cache.
@@ -172,7 +177,7 @@ struct DeviceModel::Impl {
     QD_TRY_STATUS(device::copy_to_device(positions.as<uint8_t>() + sin_offset, rope.sin.data(), rope_bytes, main));
     QD_TRY_STATUS(device::synchronize(main));  // the tables may go
 
-    parts = plan_step_memory(view, config, sizes);
+    parts = plan_step_memory(view, own, sizes, shard, ranks);
     QD_TRY(workspace, Buffer::allocate(parts.total, main));
     DeviceDecoderMemory memory;
     memory.workspace = workspace.get();
@@ -180,17 +185,26 @@ struct DeviceModel::Impl {
     memory.num_pages = plan.num_pages;
     memory.cos = positions.as<float>();
     memory.sin = reinterpret_cast<const float*>(positions.as<uint8_t>() + sin_offset);
-    decoder.emplace(config, view, *table, options.numerics, parts, memory, streams.layer);
+    decoder.emplace(own, view, *table, options.numerics, parts, memory, streams.layer, shard, ranks);
     const int64_t most_padded =
         device.graphs ? std::min({sizes.max_logit_rows, sizes.max_sequences, sizes.max_tokens}) : 0;
     QD_TRY(runner, DeviceRunner::create(&*decoder, sizes, most_padded, main));
-    return {};
+    return check_ranks();
   }
 
   Status check(const Step& step, size_t room) const {
     return check_step(step, room, {config.vocab_size, max_positions, plan.num_pages});
   }
+  // Whether all ranks came so far, behind a wait for the stream.
+  Status check_ranks() const { return communicator == nullptr ? Status() : communicator->check(); }
+  void set_phase(const Step& step) const {
+    if (communicator == nullptr) return;
+    const bool is_decode = step.logit_rows.size() == step.ids.size();
+    options.ranks->set_phase(is_decode ? parallel::Phase::kDecode : parallel::Phase::kPrefill);
+  }
+  // With ranks nobody stops alone.
   Status check_cancel() const {
+    if (communicator != nullptr) return {};
     if (options.cancel == nullptr || !options.cancel->load(std::memory_order_relaxed)) return {};
     return make_error(ErrorCode::kCancelled, "stopped before a step");
   }
@@ -214,15 +228,19 @@ Result<std::unique_ptr<DeviceModel>> DeviceModel::load(const std::string& folder
     QD_TRY_STATUS(check_weight_only(inventory, options));
     auto shape = device_shape(inventory, config);
     if (!shape) return shape.error().in(folder);
-    if (auto decided = impl->decide(config, *shape, 0); !decided) return decided.error().in(folder);
+    std::vector<layout::ModelShard> shards;
+    if (has_ranks(options)) {
+      options.ranks->set_phase(parallel::Phase::kLoad);
+      QD_TRY(std::vector<RankShare> shares, rank_shares(planned_model(inventory, config), options.ranks->size()));
+      for (RankShare& share : shares) shards.push_back(std::move(share.shard));
+    }
+    if (auto taken = impl->take_part(config, std::move(shards)); !taken) return taken.error().in(folder);
+    const DeviceModelShape own = rank_shape(*std::move(shape), impl->shard);
+    if (auto decided = impl->decide(own, 0); !decided) return decided.error().in(folder);
     QD_TRY_STATUS(impl->take_weights());
-    const DeviceLoad load{inventory,
-                          impl->config,
-                          options,
-                          impl->places,
-                          *impl->table,
-                          impl->weights.as<uint8_t>(),
-                          impl->streams.prepare};
+    const DeviceLoad load{inventory,         impl->config,         options,
+                          impl->places,      *impl->table,         impl->weights.as<uint8_t>(),
+                          impl->shard.own(), impl->streams.prepare};
     QD_TRY(DeviceLoadReport report, load_to_device(load));
     impl->times = {report.bytes_copied, report.seconds};
     options.log(LogLevel::kInfo,
@@ -242,12 +260,17 @@ Result<std::unique_ptr<DeviceModel>> DeviceModel::random(const ModelConfig& conf
   try {
     QD_TRY(std::unique_ptr<Impl> impl, Impl::create(options, device));
     QD_TRY_STATUS(check_model_config(config, "random model"));
-    const DeviceModelShape shape = random_device_shape(config, random);
-    if (auto decided = impl->decide(config, shape, random_device_bytes(shape)); !decided) {
+    std::vector<layout::ModelShard> shards;
+    if (has_ranks(options)) {
+      QD_TRY(shards, layout::plan_shards(random_shape(config, random), options.ranks->size()));
+    }
+    QD_TRY_STATUS(impl->take_part(config, std::move(shards)));
+    const DeviceModelShape shape = rank_shape(random_device_shape(config, random), impl->shard);
+    if (auto decided = impl->decide(shape, random_device_bytes(shape)); !decided) {
       return decided.error().in("random model");
     }
     QD_TRY_STATUS(impl->take_weights());
-    QD_TRY_STATUS(make_random_weights(shape, impl->places, impl->config, random, options, *impl->table,
+    QD_TRY_STATUS(make_random_weights(shape, impl->places, impl->own, random, options, *impl->table,
                                       impl->weights.as<uint8_t>(), impl->streams.prepare));
     QD_TRY_STATUS(impl->finish());
     return std::unique_ptr<DeviceModel>(new DeviceModel(std::move(impl)));
@@ -297,19 +320,25 @@ Status DeviceModel::run(const Step& step, std::span<float> logits) {
   QD_TRY_STATUS(impl_->check(step, logits.size()));
   QD_TRY_STATUS(impl_->check_cancel());
   QD_TRY_STATUS(device::use(impl_->device.ordinal));
-  return impl_->runner->run(step, impl_->config.vocab_size, logits, impl_->observer);
+  impl_->set_phase(step);
+  const Status done = impl_->runner->run(step, impl_->config.vocab_size, logits, impl_->observer);
+  QD_TRY_STATUS(impl_->check_ranks());  // a lost rank is the cause of what went wrong here
+  return done;
 }
 
 Status DeviceModel::enqueue(const Step& step, std::span<const int32_t> taken_from) {
   QD_TRY_STATUS(impl_->check(step, SIZE_MAX));
   QD_TRY_STATUS(impl_->check_cancel());
   QD_TRY_STATUS(device::use(impl_->device.ordinal));
+  impl_->set_phase(step);
   return impl_->runner->enqueue(step, taken_from);
 }
 
 Result<std::span<const int32_t>> DeviceModel::collect() {
   QD_TRY_STATUS(device::use(impl_->device.ordinal));
-  return impl_->runner->collect();
+  Result<std::span<const int32_t>> tokens = impl_->runner->collect();
+  QD_TRY_STATUS(impl_->check_ranks());
+  return tokens;
 }
 
 Status DeviceModel::run_moe_block(int64_t layer, std::span<const float> x, int64_t num_tokens, std::span<float> out) {
@@ -343,7 +372,7 @@ MemoryUse DeviceModel::memory() const {
   use.cache_bytes = impl_->plan.cache_bytes;
   use.position_bytes = impl_->positions.size_bytes();
   use.scratch_bytes = impl_->parts.total;
-  use.bytes_read_per_token = bytes_read_per_token(impl_->places, impl_->config);
+  use.bytes_read_per_token = bytes_read_per_token(impl_->places, impl_->own);
   return use;
 }
 

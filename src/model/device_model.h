@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "model/async_forward.h"
 #include "model/device_memory_plan.h"
 #include "model/model.h"
+#include "parallel/device_communicator.h"
 
 namespace quadrille::model {
 
@@ -26,6 +28,10 @@ struct DeviceOptions {
   int64_t max_sequences = 256;
   int64_t max_logit_rows = 64;
   bool graphs = true;  // false: every step is enqueued call by call
+  // Joins the GPUs of LoadOptions::ranks (parallel::nccl_communicator); empty: there is one rank. A collective.
+  std::function<Result<std::unique_ptr<parallel::DeviceCommunicator>>(parallel::Communicator& host, int ordinal,
+                                                                      device::Stream stream)>
+      join_ranks;
 };
 
 struct DeviceLoadTimes {

@@ -76,6 +76,7 @@ class Cursor {
   MlpPlace take_mlp(const MlpShape& shape) {
     MlpPlace place;
     place.width = shape.width;
+    place.down_offset = shape.down_offset;
     place.gate_up = take_stack(shape.gate_up);
     place.down = take_stack(shape.down);
     return place;
@@ -90,8 +91,10 @@ class Cursor {
     const auto codes = static_cast<size_t>(s.source == kernels::W4Source::kInt8 ? s.n * s.k : s.n * s.k / 2);
     const auto scales = 2 * static_cast<size_t>(s.n * layout::num_groups(s.k, s.group_size));
     const size_t bias = s.has_bias ? 4 * static_cast<size_t>(s.n) : 0;
-    // Six pieces at most (two parts of codes, scales and bias), each aligned.
-    const size_t slot = codes + scales + bias + 6 * kAlign;
+    // The maxima of the whole rows, of a row-parallel shard.
+    const size_t absmax = numerics_ == kernels::Numerics::kVllm ? 4 * static_cast<size_t>(s.n) : 0;
+    // Seven pieces at most (two parts of codes, scales and bias), each aligned.
+    const size_t slot = codes + scales + bias + absmax + 7 * kAlign;
     places.largest_slot = std::max(places.largest_slot, slot);
     places.largest_staging = 2 * places.largest_slot;
   }
@@ -132,8 +135,9 @@ LayerPlace place_layer(const DeviceLayerShape& shape, const ModelConfig& config,
 
 }  // namespace
 
-Result<DeviceModelShape> device_shape(const Inventory& inventory, const ModelConfig&) {
+Result<DeviceModelShape> device_shape(const Inventory& inventory, const ModelConfig& config) {
   DeviceModelShape shape;
+  shape.vocabulary = config.vocab_size;
   for (const LayerSources& source : inventory.layers) {
     DeviceLayerShape layer;
     layer.q = stack_shape(source.q);
@@ -157,7 +161,7 @@ Result<DeviceModelShape> device_shape(const Inventory& inventory, const ModelCon
 
 WeightPlaces place_weights(const DeviceModelShape& shape, const ModelConfig& config, kernels::Numerics numerics) {
   Cursor cursor(numerics);
-  const int64_t padded_vocab = layout::ceil_div(config.vocab_size, 8) * 8;
+  const int64_t padded_vocab = layout::ceil_div(shape.vocabulary, 8) * 8;
   cursor.places.embedding = cursor.take_bf16(padded_vocab * config.hidden_size);
   for (size_t l = 0; l < shape.layers.size(); ++l) {
     const bool is_moe = config.layers[l].is_moe;

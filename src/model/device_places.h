@@ -33,6 +33,7 @@ struct StackShape {
 };
 struct MlpShape {
   int64_t width = 0;
+  int64_t down_offset = 0;  // zeros before the width in a row of down's input (moe::DeviceMlp); of a shard
   StackShape gate_up, down;
 };
 struct DeviceLayerShape {
@@ -40,6 +41,7 @@ struct DeviceLayerShape {
   std::optional<MlpShape> experts, shared, dense;
 };
 struct DeviceModelShape {
+  int64_t vocabulary = 0;  // rows of embedding and lm_head
   std::vector<DeviceLayerShape> layers;
   std::optional<StackShape> lm_head;  // nothing where tied to the embedding
 };
@@ -59,6 +61,7 @@ struct StackPlace {
 };
 struct MlpPlace {
   int64_t width = 0;
+  int64_t down_offset = 0;
   StackPlace gate_up, down;
 };
 struct LayerPlace {
@@ -69,7 +72,8 @@ struct LayerPlace {
   std::optional<MlpPlace> experts, shared, dense;
 };
 struct WeightPlaces {
-  Place embedding;  // [vocab in whole eights, hidden] bf16, zero behind the vocabulary; a tied lm_head lies here, too
+  Place embedding;  // [vocabulary in whole eights, hidden] bf16, zero behind the vocabulary; a tied lm_head lies here,
+                    // too
   std::vector<LayerPlace> layers;
   Place final_norm;
   StackPlace lm_head;  // bf16: n is the vocabulary in whole eights, zero rows behind it

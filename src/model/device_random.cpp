@@ -229,7 +229,7 @@ StackShape random_stack(int64_t n, int64_t k, int64_t experts, const RandomModel
 }
 
 MlpShape random_mlp(int64_t width, int64_t hidden, int64_t experts, const RandomModel& random) {
-  return {width, random_stack(2 * width, hidden, experts, random, true),
+  return {width, 0, random_stack(2 * width, hidden, experts, random, true),
           random_stack(hidden, width, experts, random, true)};
 }
 
@@ -238,6 +238,7 @@ MlpShape random_mlp(int64_t width, int64_t hidden, int64_t experts, const Random
 DeviceModelShape random_device_shape(const ModelConfig& config, const RandomModel& random) {
   const int64_t hidden = config.hidden_size;
   DeviceModelShape shape;
+  shape.vocabulary = config.vocab_size;
   for (const LayerConfig& layer_config : config.layers) {
     DeviceLayerShape layer;
     const bool w4 = random.quantise_attention;

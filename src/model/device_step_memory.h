@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "model/config.h"
+#include "model/device_shard.h"
 #include "model/device_weights.h"
 #include "moe/device_workspace.h"
 
@@ -35,17 +36,26 @@ struct StepMemory {
   // The rows whose logits are wanted.
   moe::Part final_rows, final_act, final_scale;
   moe::Part logits;  // [logit rows, lm_head n] fp32
-  moe::Part tokens;  // [tokens] int32: the greedy choice of each logit row
+  // Of tensor-parallel ranks: partial sums [tokens, hidden] fp32, the scratch of row-parallel W4A8 layers, columns of
+  // every rank one rank after the other, and whole rows of q and k where a norm spans them.
+  moe::Part partial, row_parallel, gathered, own_columns, whole_q, whole_k;
+  moe::Part own_logits;  // [logit rows, lm_head n] fp32: this rank's columns
+  moe::Part tokens;      // [tokens] int32: the greedy choice of each logit row
   moe::Part status;
   size_t total = 0;
 };
-StepMemory plan_step_memory(const DeviceWeightsView& weights, const ModelConfig& config, const StepSizes& sizes);
+// `config`: of the rank (device_shard.h).
+StepMemory plan_step_memory(const DeviceWeightsView& weights, const ModelConfig& config, const StepSizes& sizes,
+                            const DeviceShard& shard = {}, const moe::DeviceRanks& ranks = {});
+// Columns of a row of logits in memory.
+int64_t logits_pitch(const DeviceWeightsView& weights, const ModelConfig& config, const DeviceShard& shard);
 
 // Inside `moe` of a layer whose experts are bf16.
 struct Bf16MoeParts {
-  moe::Part ids, weights, offsets, route_of_slot, slot_of_route, scratch, tiles, num_tiles, hidden, rows;
+  moe::Part ids, weights, offsets, route_of_slot, slot_of_route, scratch, tiles, num_tiles, hidden, rows, shared;
   size_t total = 0;
 };
-Bf16MoeParts plan_bf16_moe(const ModelConfig& config, int64_t num_tokens);
+// `is_split`: the rows are fp32 partial sums, and the shared expert's [tokens, hidden], too.
+Bf16MoeParts plan_bf16_moe(const ModelConfig& config, int64_t num_tokens, bool is_split = false);
 
 }  // namespace quadrille::model

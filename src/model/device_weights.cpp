@@ -13,7 +13,8 @@ const uint16_t* bf16_at(const Place& place, uint8_t* base) {
 
 std::optional<DeviceMlpView> mlp_at(const std::optional<MlpPlace>& place, uint8_t* base, kernels::Numerics numerics) {
   if (!place) return {};
-  return DeviceMlpView{place->width, matrix_at(place->gate_up, base, numerics), matrix_at(place->down, base, numerics)};
+  return DeviceMlpView{place->width, place->down_offset, matrix_at(place->gate_up, base, numerics),
+                       matrix_at(place->down, base, numerics)};
 }
 
 moe::DeviceMlp w4_mlp(const DeviceMlpView& view, int64_t hidden) {
@@ -22,16 +23,19 @@ moe::DeviceMlp w4_mlp(const DeviceMlpView& view, int64_t hidden) {
   mlp.width = view.width;
   mlp.gate_up = view.gate_up.w4;
   mlp.down = view.down.w4;
+  mlp.down_offset = view.down_offset;
   return mlp;
 }
 
-std::optional<moe::DeviceMoeLayer> w4_layer(const DeviceLayerView& view, const ModelConfig& config) {
+std::optional<moe::DeviceMoeLayer> w4_layer(const DeviceLayerView& view, const ModelConfig& config,
+                                            const moe::DeviceRanks& ranks) {
   if (!view.experts || !view.experts->is_w4() || (view.shared && !view.shared->is_w4())) return {};
   moe::DeviceMoeLayer layer;
   layer.rule = config.router;
   layer.experts = w4_mlp(*view.experts, config.hidden_size);
   if (view.shared) layer.shared = w4_mlp(*view.shared, config.hidden_size);
   layer.shared_gate_weight = view.shared_gate;
+  layer.ranks = ranks;
   return layer;
 }
 
@@ -82,7 +86,7 @@ Status check_layer(const DeviceLayerView& layer, const ModelConfig& config, int6
 }  // namespace
 
 DeviceWeightsView view_weights(const WeightPlaces& places, const ModelConfig& config, uint8_t* base,
-                               kernels::Numerics numerics) {
+                               kernels::Numerics numerics, const moe::DeviceRanks& ranks) {
   DeviceWeightsView view;
   view.embedding = bf16_at(places.embedding, base);
   view.final_norm = bf16_at(places.final_norm, base);
@@ -100,7 +104,7 @@ DeviceWeightsView view_weights(const WeightPlaces& places, const ModelConfig& co
     layer.experts = mlp_at(place.experts, base, numerics);
     layer.shared = mlp_at(place.shared, base, numerics);
     layer.dense = mlp_at(place.dense, base, numerics);
-    layer.moe = w4_layer(layer, config);
+    layer.moe = w4_layer(layer, config, ranks);
     view.layers.push_back(std::move(layer));
   }
   return view;

@@ -15,6 +15,7 @@ namespace quadrille::model {
 
 struct DeviceMlpView {
   int64_t width = 0;
+  int64_t down_offset = 0;
   DeviceMatrix gate_up, down;  // both of one kind
   bool is_w4() const { return gate_up.shape.is_w4; }
 };
@@ -40,8 +41,9 @@ struct DeviceWeightsView {
   const uint16_t* final_norm = nullptr;
   DeviceMatrix lm_head;
 };
+// `ranks`: those that hold the other parts of row-parallel matrices.
 DeviceWeightsView view_weights(const WeightPlaces& places, const ModelConfig& config, uint8_t* base,
-                               kernels::Numerics numerics);
+                               kernels::Numerics numerics, const moe::DeviceRanks& ranks = {});
 
 // Whether the kernels of a GPU run these shapes. Errors: kUnsupported, naming rule, found and legal values, and where
 // the layer is.

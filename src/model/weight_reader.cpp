@@ -55,6 +55,17 @@ Error not_finite(const TensorView& tensor, size_t index, float value) {
                     tensor.where(), place_text(tensor, index), std::isnan(value) ? "NaN" : "infinite");
 }
 
+prepare::CanonicalW4 canonical_of(const ModuleSource& source, int64_t n, const void* codes, const uint16_t* scales) {
+  prepare::CanonicalW4 matrix;
+  matrix.n = n;
+  matrix.k = source.k();
+  matrix.group_size = source.decision.group_size;
+  const bool packed = source.decision.format == formats::WeightFormat::kPackQuantized;
+  (packed ? matrix.packed : matrix.codes) = codes;
+  matrix.scales = scales;
+  return matrix;
+}
+
 // An error of stacked matrices, traced to the tensor that made it.
 template <typename Part, typename Prepare>
 Error name_part(std::span<const ModuleSource* const> sources, const std::vector<Part>& parts, const Error& stacked,
@@ -135,13 +146,7 @@ Status WeightReader::read_w4(std::span<const ModuleSource* const> parts, const M
     QD_TRY(std::vector<uint16_t> scale, read_scales(*source, rows));
     bytes.push_back(std::move(codes));
     scales.push_back(std::move(scale));
-    prepare::CanonicalW4 matrix;
-    matrix.n = rows.size();
-    matrix.k = source->k();
-    matrix.group_size = source->decision.group_size;
-    const bool packed = source->decision.format == formats::WeightFormat::kPackQuantized;
-    (packed ? matrix.packed : matrix.codes) = bytes.back().data();
-    matrix.scales = scales.back().data();
+    prepare::CanonicalW4 matrix = canonical_of(*source, rows.size(), bytes.back().data(), scales.back().data());
     if (cut.columns) {
       if (auto legal = prepare::check_canonical({&matrix, 1}); !legal) return legal.error().in(source->weight->where());
       auto shard = prepare::row_parallel_shard(matrix, *cut.columns, channel_);
@@ -198,33 +203,50 @@ Status WeightReader::read_linear(std::span<const ModuleSource* const> parts, con
   return {};
 }
 
-Status WeightReader::read_canonical(const ModuleSource& source, std::span<std::byte> codes,
-                                    std::span<uint16_t> scales) {
-  const layout::Range all{0, source.n()};
-  QD_CHECK(codes.size() == source.weight->bytes.size(), "room for all codes");
-  QD_TRY_STATUS(source.weight->copy_part(0, codes));
-  QD_TRY(const std::vector<uint16_t> read, read_scales(source, all));
-  QD_CHECK(scales.size() == read.size(), "room for all scales");
-  std::copy(read.begin(), read.end(), scales.begin());
+Status WeightReader::read_canonical(const ModuleSource& source, const MatrixCut& cut, const CanonicalRoom& room) {
+  if (cut.columns) return read_columns(source, *cut.columns, room);
+  const layout::Range rows = rows_of(cut, source);
+  const auto row_bytes = static_cast<int64_t>(source.weight->bytes.size()) / source.n();
+  QD_CHECK(room.codes.size() == static_cast<size_t>(rows.size() * row_bytes), "room for all codes");
+  QD_TRY_STATUS(source.weight->copy_part(static_cast<uint64_t>(rows.begin * row_bytes), room.codes));
+  QD_TRY(const std::vector<uint16_t> read, read_scales(source, rows));
+  QD_CHECK(room.scales.size() == read.size(), "room for all scales");
+  std::copy(read.begin(), read.end(), room.scales.begin());
   if (source.decision.format == formats::WeightFormat::kPackQuantized) return {};
   const auto is_code = [](std::byte b) {
     const auto code = static_cast<int8_t>(b);
     return code >= -8 && code <= 7;
   };
-  if (std::all_of(codes.begin(), codes.end(), is_code)) return {};
-  prepare::CanonicalW4 matrix;
-  matrix.n = source.n();
-  matrix.k = source.k();
-  matrix.group_size = source.decision.group_size;
-  matrix.codes = codes.data();
-  matrix.scales = scales.data();
+  if (std::all_of(room.codes.begin(), room.codes.end(), is_code)) return {};
+  prepare::CanonicalW4 matrix = canonical_of(source, rows.size(), room.codes.data(), room.scales.data());
   const auto refused = prepare::prepare_w4(matrix, numerics_);
   QD_CHECK(!refused, "a code outside of -8..7 is refused");
   return refused.error().in(source.weight->where());
 }
 
-Result<std::vector<float>> WeightReader::read_bias(const ModuleSource& source) const {
-  return read_floats(*source.bias, {0, source.n()});
+// Through a whole copy: the columns of a row are not contiguous in a file.
+Status WeightReader::read_columns(const ModuleSource& source, const layout::KShard& columns,
+                                  const CanonicalRoom& room) {
+  const layout::Range all{0, source.n()};
+  QD_TRY(const std::vector<std::byte> codes, read_bytes(*source.weight, all));
+  QD_TRY(const std::vector<uint16_t> scales, read_scales(source, all));
+  const prepare::CanonicalW4 matrix = canonical_of(source, source.n(), codes.data(), scales.data());
+  if (auto legal = prepare::check_canonical({&matrix, 1}); !legal) return legal.error().in(source.weight->where());
+  auto shard = prepare::row_parallel_shard(matrix, columns, channel_);
+  if (!shard) return shard.error().in(source.weight->where());
+  const auto held =
+      matrix.packed != nullptr ? std::as_bytes(std::span(shard->packed)) : std::as_bytes(std::span(shard->codes));
+  QD_CHECK(held.size() == room.codes.size() && shard->scales.size() == room.scales.size(), "room for the shard");
+  std::copy(held.begin(), held.end(), room.codes.begin());
+  std::copy(shard->scales.begin(), shard->scales.end(), room.scales.begin());
+  if (room.row_absmax.empty()) return {};
+  QD_CHECK(shard->row_absmax.size() == room.row_absmax.size(), "room for the maxima of the rows");
+  std::copy(shard->row_absmax.begin(), shard->row_absmax.end(), room.row_absmax.begin());
+  return {};
+}
+
+Result<std::vector<float>> WeightReader::read_bias(const ModuleSource& source, layout::Range rows) const {
+  return read_floats(*source.bias, rows);
 }
 
 void WeightReader::count_scale(float value, float rounded) {

@@ -26,6 +26,13 @@ struct MatrixCut {
   bool takes_bias = true;                 // the rows' part of it; of a row-parallel module: rank 0 alone
 };
 
+// Where a 4-bit matrix [n, k] goes as a checkpoint spells it.
+struct CanonicalRoom {
+  std::span<std::byte> codes;   // [n, k/8] I32 or [n, k] I8
+  std::span<uint16_t> scales;   // [n, groups] bf16
+  std::span<float> row_absmax;  // [n] of a row-parallel cut of `vllm` (prepare/prepare_w4.h), or none
+};
+
 class WeightReader {
  public:
   // `channel`: over which groups `vllm` takes the channel scale of a row-parallel matrix.
@@ -42,11 +49,11 @@ class WeightReader {
   // A vector or matrix as bf16, row-major; `rows` of it where given.
   Result<std::vector<uint16_t>> read_bf16(const ModuleSource& source, std::optional<layout::Range> rows = {});
 
-  // The 4-bit matrix of a module as a device prepares it, into memory of the caller: codes as the file has them, scales
-  // [n, groups] as bf16. Checks what read_linear() checks, with its errors.
-  Status read_canonical(const ModuleSource& source, std::span<std::byte> codes, std::span<uint16_t> scales);
-  // [n] fp32 of a module that has one.
-  Result<std::vector<float>> read_bias(const ModuleSource& source) const;
+  // The part `cut` of the 4-bit matrix of a module as a device prepares it, into memory of the caller. Checks what
+  // read_linear() checks, with its errors.
+  Status read_canonical(const ModuleSource& source, const MatrixCut& cut, const CanonicalRoom& room);
+  // `rows` of the bias, fp32, of a module that has one.
+  Result<std::vector<float>> read_bias(const ModuleSource& source, layout::Range rows) const;
 
   // What was rounded on the way: lines for a report, or nothing.
   std::vector<std::string> notes() const;
@@ -56,6 +63,7 @@ class WeightReader {
                  LinearStore* store);
   Status read_dense(std::span<const ModuleSource* const> parts, const MatrixCut& cut, int64_t expert, ThreadPool* pool,
                     LinearStore* store);
+  Status read_columns(const ModuleSource& source, const layout::KShard& columns, const CanonicalRoom& room);
   Result<std::vector<uint16_t>> read_scales(const ModuleSource& source, layout::Range rows);
   Result<std::vector<float>> read_floats(const formats::TensorView& tensor, layout::Range rows) const;
   void count_scale(float value, float rounded);

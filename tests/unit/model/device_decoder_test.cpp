@@ -7,6 +7,7 @@
 
 #include "golden_model.h"
 #include "layout/kv_tile.h"
+#include "model/tp_legality.h"
 #include "unit/moe/device_fixture.h"
 
 namespace quadrille::testing {
@@ -62,11 +63,20 @@ class DeviceDecoderTest : public ::testing::Test {
     calls = nullptr;
   }
 
-  // `as_bf16`: the shapes of the folder, unquantised.
-  void open(const std::string& name, bool as_bf16 = false) {
+  // `as_bf16`: the shapes of the folder, unquantised. `ranks`: this is rank 1 of so many.
+  void open(const std::string& name, bool as_bf16 = false, int ranks = 1) {
     const std::string folder = *model_path(name);
     config = *read_model_config(folder);
     const Inventory inventory = *take_inventory(folder, *formats::read_hf_config(folder), config, no_log());
+    DeviceShard shard;
+    moe::DeviceRanks others;
+    if (ranks > 1) {
+      const auto shares = *rank_shares(planned_model(inventory, config), ranks);
+      for (const RankShare& share : shares) shard.all.push_back(share.shard);
+      shard.rank = 1;
+      others.tensor = &rank.emplace(1, ranks);
+    }
+    ASSERT_TRUE(check_device_shard(shard, config).ok());
     DeviceModelShape shape = *device_shape(inventory, config);
     const auto plain = [&](StackShape* stack) {
       if (as_bf16) stack->is_w4 = false;
@@ -79,17 +89,19 @@ class DeviceDecoderTest : public ::testing::Test {
         plain(&(*mlp)->down);
       }
     }
+    shape = rank_shape(std::move(shape), shard);
+    config = rank_config(config, shard);
     const WeightPlaces places = place_weights(shape, config, kernels::Numerics::kExact);
-    view = view_weights(places, config, far_memory(30), kernels::Numerics::kExact);
+    view = view_weights(places, config, far_memory(30), kernels::Numerics::kExact, others);
     ASSERT_TRUE(check_device_model(view, config, 64).ok());
-    parts = plan_step_memory(view, config, {64, 8, 8, 1024});
+    parts = plan_step_memory(view, config, {64, 8, 8, 1024}, shard, others);
     DeviceDecoderMemory memory;
     memory.workspace = far_memory(20);
     memory.pages = far<uint16_t>(40);
     memory.num_pages = 16;
     moe::DeviceStreams streams;
     streams.main = {far_memory(5)};
-    decoder.emplace(config, view, table, kernels::Numerics::kExact, parts, memory, streams);
+    decoder.emplace(config, view, table, kernels::Numerics::kExact, parts, memory, streams, shard, others);
   }
 
   static StepShape decode_shape(int64_t bucket) { return {bucket, bucket, bucket, bucket, 0, 512, true}; }
@@ -97,7 +109,8 @@ class DeviceDecoderTest : public ::testing::Test {
   Recording record_;
   DecoderCalls seen;
   kernels::DeviceTable table;
-  ModelConfig config;
+  ModelConfig config;  // of the rank
+  std::optional<RecordingRank> rank;
   DeviceWeightsView view;
   StepMemory parts;
   std::optional<DeviceDecoder> decoder;
@@ -186,6 +199,45 @@ TEST_F(DeviceDecoderTest, UnquantisedExpertsGoThroughThePlan) {
   EXPECT_EQ(record_.combined[0].rows, (first + 1)->out);
   EXPECT_NE(record_.combined[0].shared, nullptr);
   EXPECT_NE(record_.combined[0].shared_gate, nullptr);
+}
+
+// The embedding, o_proj and the experts are sums over the ranks; rows that are split have one scale.
+TEST_F(DeviceDecoderTest, OfTwoRanks) {
+  open("qwen2_moe/w4a8-g64", false, 2);
+  ASSERT_TRUE(decoder->enqueue_layers(decode_shape(4)).ok());
+  const std::vector<std::string> names = record_.names();
+  const std::vector<std::string> sum = {"all_reduce_sum", "round_to_bf16"};
+  std::vector<std::string> expected = {"embed"};
+  expected.insert(expected.end(), sum.begin(), sum.end());
+  for (const char* name : {"add_norm", "gemm2", "split_heads", "attention", "row_absmax", "all_reduce_max",
+                           "quantize_listed", "gemm2", "all_reduce_sum", "round_to_bf16", "add_norm"}) {
+    expected.emplace_back(name);
+  }
+  ASSERT_GE(names.size(), expected.size());
+  EXPECT_EQ(std::vector<std::string>(names.begin(), names.begin() + static_cast<std::ptrdiff_t>(expected.size())),
+            expected);
+  EXPECT_EQ(std::vector<std::string>(names.end() - 2, names.end()), sum) << "the experts";
+  for (const RecordedCall& call : record_.calls) EXPECT_EQ(call.stream, far_memory(5)) << call.name;
+  EXPECT_EQ(seen.heads[0].num_heads, config.num_heads);
+  EXPECT_EQ(record_.gemms[0].n, config.q_width() + 2 * config.kv_width());
+  EXPECT_EQ(record_.gemms[1].output, kernels::GemmOutput::kRowsF32);
+  EXPECT_EQ(record_.gemms[1].n, config.hidden_size);
+}
+
+TEST_F(DeviceDecoderTest, OfTwoRanksUnquantised) {
+  open("qwen2_moe/w4a8-g64", true, 2);
+  ASSERT_TRUE(decoder->enqueue_layers(decode_shape(8)).ok());
+  EXPECT_TRUE(record_.combined.empty());
+  std::vector<const kernels::DeviceBf16Gemm*> partial;
+  for (const auto& gemm : seen.dense) {
+    if (gemm.output == kernels::GemmOutput::kRowsF32) partial.push_back(&gemm);
+  }
+  // o_proj, then the experts and the shared one, or a dense layer's second product; rank 0 adds biases.
+  ASSERT_EQ(partial.size(), static_cast<size_t>(2 * config.num_layers + config.num_moe_layers()));
+  for (const auto* gemm : partial) EXPECT_EQ(gemm->bias, nullptr);
+  EXPECT_EQ(partial[0]->k, config.q_width());
+  EXPECT_EQ(partial[1]->k, config.expert_width);
+  EXPECT_EQ(partial[2]->k, config.shared_width);
 }
 
 }  // namespace
