@@ -24,6 +24,11 @@ step streams
 python3 tools/check_streams.py --self-test
 python3 tools/check_streams.py
 
+step units  # of clang; `make test` looks at those of g++
+configure build-units -DCMAKE_BUILD_TYPE=Release -DQD_BUILD_TESTS=OFF
+cmake --build build-units -j "$jobs" --target quadrille_kernels_cpu
+python3 tools/check_isa.py build-units --self-test
+
 step 'address and undefined behaviour'  # one build serves these tests, tidy and the fuzz targets
 configure build-asan -DCMAKE_BUILD_TYPE=Release -DQD_SANITIZE=address,undefined -DQD_BUILD_FUZZ=ON
 cmake --build build-asan -j "$jobs"
