@@ -49,7 +49,7 @@ RULES = {
 STRUCT = re.compile(r"^quadrille::kernels::cpu::k[A-Z]\w*$")
 # Functions outside the units that may use the wide registers: probes of bench/, which are called where cpuid allows.
 PROBES = re.compile(r"quadrille::bench::\(anonymous namespace\)::"
-                    r"(read_avx512|fma512\w*|pairs512\w*|configure_tiles|finish_tiles|four_sums\w*|six_sums)\(")
+                    r"(read_avx512|fma512\w*|pairs512\w*|configure_tiles|finish_tiles|four_sums\w*|six_sums)(<\d+>)?\(")
 
 
 def output_of(*command):

@@ -18,9 +18,11 @@ namespace {
 constexpr int kLinePairs = 4;  // pairs of a line of 8 positions
 using Pair = __m512i;          // of 16 rows
 
-// acc + the products of a pair: first the high half, then the low one, an fma each.
-QD_HD Simd::F dot(Simd::F acc, Pair weights, uint32_t token) {
-  return _mm512_dpbf16_ps(acc, (__m512bh)weights, (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(token)));
+// acc + the products of a pair: first the high half, then the low one, an fma each. In assembler, because g++ 12 does
+// not fold the broadcast of the intrinsic's operand into the instruction, and clang 16 crashes on it.
+QD_HD Simd::F dot(Simd::F acc, Pair weights, const uint32_t& token) {
+  __asm__("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(weights), "m"(token));
+  return acc;
 }
 
 // 32 positions of a token (exact in bf16) -> its 16 pairs, line by line.
