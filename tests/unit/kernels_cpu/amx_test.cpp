@@ -141,15 +141,7 @@ TEST_F(EmulatedTiles, SmallestCodes) {
 TEST_F(EmulatedTiles, NanInfinityAndZeroRows) {
   for (const Numerics numerics : kNumerics) {
     W4Problem problem({numerics, 40, 128, 64, {20}, false, true}, 12);
-    for (int64_t i = 0; i < 128; ++i) problem.act()[static_cast<size_t>(i)] = 0;  // row 0: zero
-    problem.act()[128 + 77] = 0x7f;                                               // row 1: NaN
-    problem.act()[2 * 128] = 0xff;                                                // row 2: NaN
-    problem.act_scale()[3] = std::numeric_limits<float>::infinity();
-    problem.act_scale()[4] = std::numeric_limits<float>::quiet_NaN();
-    for (int64_t i = 0; i < 128; ++i) problem.act()[static_cast<size_t>(5 * 128 + i)] = 0x80;  // row 5: -0
-    problem.set_scale(0, 7, 1, 0x7fc1, 0xff);                                                  // NaN scale
-    problem.set_scale(0, 8, 0, 0xff80, 0x7e);                                                  // -Inf, largest
-    problem.set_scale(0, 9, 0, 0x0001, 0x01);                                                  // subnormal
+    problem.set_special_values();
     expect_exact_bits(problem);
   }
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -62,6 +63,19 @@ class W4Problem {
     const int64_t at = layout::ScaleLanes16{setup_.n, groups()}.offset(row, group);
     experts_[static_cast<size_t>(expert)].scale[static_cast<size_t>(at)] = bf16;
     experts_[static_cast<size_t>(expert)].scale8[static_cast<size_t>(at)] = e4m3;
+  }
+
+  // Rows 0 to 5 of the input and output rows 7 to 9 of expert 0 (k 128, two groups): zeros, NaN, infinity, subnormals.
+  void set_special_values() {
+    for (int64_t i = 0; i < 128; ++i) act()[static_cast<size_t>(i)] = 0;  // row 0: zero
+    act()[128 + 77] = 0x7f;                                               // row 1: NaN
+    act()[2 * 128] = 0xff;                                                // row 2: NaN
+    act_scale()[3] = std::numeric_limits<float>::infinity();
+    act_scale()[4] = std::numeric_limits<float>::quiet_NaN();
+    for (int64_t i = 0; i < 128; ++i) act()[static_cast<size_t>(5 * 128 + i)] = 0x80;  // row 5: -0
+    set_scale(0, 7, 1, 0x7fc1, 0xff);                                                  // NaN scale
+    set_scale(0, 8, 0, 0xff80, 0x7e);                                                  // -Inf, largest
+    set_scale(0, 9, 0, 0x0001, 0x01);                                                  // subnormal
   }
 
   // Every weight of every expert.
@@ -222,5 +236,23 @@ class W4Problem {
   std::vector<W4Matrix> matrices_;
   std::vector<const float*> bias_pointers_;
 };
+
+// The longest product gives every bit; shorter ones are its first rows: a row does not know how many there are.
+// `whole`: of one expert with 130 rows.
+inline void expect_every_row_count(const W4Problem& whole, const KernelTable& table) {
+  const Buffer<float> expected = whole.expected();
+  ThreadPool pool(1);
+  Arena arena;
+  for (int64_t rows = 0; rows <= 130; ++rows) {
+    W4A8Gemm gemm = whole.problem(nullptr);
+    const std::array<int64_t, 2> offsets = {0, rows};
+    Buffer<float> out = poisoned(rows * gemm.n);
+    gemm.rows.offsets = offsets.data();
+    gemm.out = out.data();
+    table.w4a8_gemm(gemm, {&pool, &arena});
+    const Buffer<float> head(expected.begin(), expected.begin() + rows * gemm.n);
+    ASSERT_TRUE(same_bits(head, out)) << rows << " rows";
+  }
+}
 
 }  // namespace quadrille::kernels::test

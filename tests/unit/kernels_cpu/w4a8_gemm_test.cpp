@@ -37,22 +37,9 @@ TEST_P(W4A8, GroupSizesAndRowCounts) {
 }
 
 TEST_P(W4A8, EveryRowCountUpTo130) {
-  // The longest product gives every bit; shorter ones are its first rows: a row does not know how many there are.
   for (const Numerics numerics : kNumerics) {
-    const W4Problem whole({numerics, 40, 96, 32, {130}}, 2);
-    const Buffer<float> expected = whole.expected();
-    ThreadPool pool(1);
-    Arena arena;
-    for (int64_t rows = 0; rows <= 130; ++rows) {
-      W4A8Gemm gemm = whole.problem(nullptr);
-      const std::array<int64_t, 2> offsets = {0, rows};
-      Buffer<float> out = poisoned(rows * gemm.n);
-      gemm.rows.offsets = offsets.data();
-      gemm.out = out.data();
-      table().w4a8_gemm(gemm, {&pool, &arena});
-      const Buffer<float> head(expected.begin(), expected.begin() + rows * gemm.n);
-      ASSERT_TRUE(same_bits(head, out)) << rows << " rows";
-    }
+    expect_every_row_count(W4Problem({numerics, 40, 96, 32, {130}}, 2), table());
+    if (HasFatalFailure()) return;
   }
 }
 
@@ -111,15 +98,7 @@ TEST_P(W4A8, NanInfinityAndZeroRows) {
   for (const Numerics numerics : kNumerics) {
     for (const int64_t rows : {6, 20}) {
       W4Problem problem({numerics, 40, 128, 64, {rows}, false, true}, 13);
-      for (int64_t i = 0; i < 128; ++i) problem.act()[static_cast<size_t>(i)] = 0;  // row 0: zero
-      problem.act()[128 + 77] = 0x7f;                                               // row 1: NaN
-      problem.act()[2 * 128] = 0xff;                                                // row 2: NaN
-      problem.act_scale()[3] = std::numeric_limits<float>::infinity();
-      problem.act_scale()[4] = std::numeric_limits<float>::quiet_NaN();
-      for (int64_t i = 0; i < 128; ++i) problem.act()[static_cast<size_t>(5 * 128 + i)] = 0x80;  // row 5: -0
-      problem.set_scale(0, 7, 1, 0x7fc1, 0xff);                                                  // NaN scale
-      problem.set_scale(0, 8, 0, 0xff80, 0x7e);                                                  // -Inf, largest
-      problem.set_scale(0, 9, 0, 0x0001, 0x01);                                                  // subnormal
+      problem.set_special_values();
       expect_exact_bits(problem);
     }
   }
