@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Dot peaks of vector units: independent chains in registers, enough to hide the latency, in several numbers, and one
 // form that takes an operand from memory as GEMM kernels do. A spilled form is slower and does not count.
-#include <cpuid.h>
 #include <immintrin.h>
 
 #include "bench/probe_loops.h"
@@ -142,11 +141,6 @@ constexpr DotLoop kAvx2Loops[] = {{"8 chains", fma256<8>},
                                   {"12 chains, operands from memory", fma256_memory<12>}};
 constexpr DotLoop kSse2Loops[] = {{"8 chains", sum128<8>}, {"10 chains", sum128<10>}, {"12 chains", sum128<12>}};
 
-bool has_avx512_bf16() {
-  uint32_t a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 5 & 1u) != 0;
-}
-
 }  // namespace
 
 bool dot_unit_runs(DotUnit unit) {
@@ -160,7 +154,7 @@ bool dot_unit_runs(DotUnit unit) {
     case DotUnit::kAvx512Fma:
       return wide;
     case DotUnit::kVdpbf16:
-      return wide && has_avx512_bf16();
+      return wide && cpu.avx512bf16;
     case DotUnit::kAmxBf16:
       return amx_bf16_runs();
   }

@@ -1,33 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The AMX-BF16 peak: independent accumulator tiles of 16 x 16, operands in tile registers or loaded from the first
 // cache.
-#include <cpuid.h>
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "bench/probe_loops.h"
+#include "kernels/cpu/cpuid.h"
 
 namespace quadrille::bench {
 namespace {
-
-// arch_prctl(2): a process asks before it uses the tile registers.
-constexpr int kAskForState = 0x1023;  // ARCH_REQ_XCOMP_PERM
-constexpr int kTileData = 18;
-
-bool bit(uint32_t word, int index) {
-  return (word >> index & 1u) != 0;
-}
-
-bool ask_for_tiles() {
-  uint32_t a = 0, b = 0, c = 0, d = 0;
-  if (__get_cpuid(1, &a, &b, &c, &d) == 0 || !bit(c, 27)) return false;
-  uint32_t low = 0, high = 0;
-  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  if ((low & 0x60000) != 0x60000) return false;  // the system keeps tile configuration and data
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || !bit(d, 22) || !bit(d, 24)) return false;
-  return ::syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
-}
 
 // Palette 1, all eight tiles with 16 rows of 64 bytes.
 struct alignas(64) TileConfig {
@@ -134,8 +114,8 @@ constexpr DotLoop kTileLoops[] = {
 }  // namespace
 
 bool amx_bf16_runs() {
-  static const bool runs = ask_for_tiles();
-  return runs;
+  const kernels::cpu::CpuFeatures& cpu = kernels::cpu::cpu_features();
+  return cpu.amx_tile && cpu.amx_bf16 && cpu.os_saves_tiles && cpu.tile_permission_error == 0;
 }
 
 std::span<const DotLoop> tile_loops() {
