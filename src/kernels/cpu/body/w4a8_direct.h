@@ -119,9 +119,10 @@ void direct_tile(const W4A8Gemm& gemm, const GemmShare& share, int64_t slot, int
       gemm, share, slot);
 }
 
-// Panel by panel, so that its weights come from the first cache for every tile but the first of a block.
-template <class S, bool kVllm>
-void direct_rows(const W4A8Gemm& gemm, const GemmShare& share, const ExpertRows& rows) {
+// run_tile(panel, slot, tokens) for every tile of the share, panel by panel, so that a panel's weights come from the
+// first cache for every tile but the first of a block.
+template <typename Tile>
+QD_HD void for_panel_tiles(const GemmShare& share, const ExpertRows& rows, const Tile& run_tile) {
   for (int64_t first = 0; first < rows.split.num_tiles; first += kBlockTiles) {
     const int64_t last = smaller(first + kBlockTiles, rows.split.num_tiles);
     GemmShare one = share;
@@ -129,10 +130,17 @@ void direct_rows(const W4A8Gemm& gemm, const GemmShare& share, const ExpertRows&
       one.panel_end = one.panel_begin + 1;
       for (int64_t tile = first; tile < last; ++tile) {
         const int64_t slot = rows.tile_slot(tile);
-        direct_tile<S, kVllm>(gemm, one, slot, rows.tile_slot(tile + 1) - slot);
+        run_tile(one, slot, rows.tile_slot(tile + 1) - slot);
       }
     }
   }
+}
+
+template <class S, bool kVllm>
+void direct_rows(const W4A8Gemm& gemm, const GemmShare& share, const ExpertRows& rows) {
+  for_panel_tiles(share, rows, [&](const GemmShare& one, int64_t slot, int64_t tokens) {
+    direct_tile<S, kVllm>(gemm, one, slot, tokens);
+  });
 }
 
 }  // namespace

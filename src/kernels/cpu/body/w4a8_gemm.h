@@ -13,22 +13,13 @@ namespace {
 // Tiles in two forms: digits where they are packed so, else direct.
 template <class S>
 void mixed_rows(const W4A8Gemm& gemm, const GemmShare& share, const ExpertRows& rows) {
-  for (int64_t first = 0; first < rows.split.num_tiles; first += kBlockTiles) {
-    const int64_t last = smaller(first + kBlockTiles, rows.split.num_tiles);
-    GemmShare one = share;
-    for (one.panel_begin = share.panel_begin; one.panel_begin < share.panel_end; ++one.panel_begin) {
-      one.panel_end = one.panel_begin + 1;
-      for (int64_t tile = first; tile < last; ++tile) {
-        const int64_t slot = rows.tile_slot(tile);
-        const int64_t tokens = rows.tile_slot(tile + 1) - slot;
-        if (share.is_digits[slot] != 0) {
-          share.digits->tile(gemm, one, slot, tokens);
-        } else {
-          direct_tile<S, false>(gemm, one, slot, tokens);
-        }
-      }
+  for_panel_tiles(share, rows, [&](const GemmShare& one, int64_t slot, int64_t tokens) {
+    if (share.is_digits[slot] != 0) {
+      share.digits->tile(gemm, one, slot, tokens);
+    } else {
+      direct_tile<S, false>(gemm, one, slot, tokens);
     }
-  }
+  });
 }
 
 template <class S, bool kVllm>
