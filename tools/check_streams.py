@@ -40,6 +40,7 @@ STREAM_ARGUMENT = {
     "cudaMallocAsync": 2, "cudaMallocFromPoolAsync": 3, "cudaFreeAsync": 1, "cudaMemPrefetchAsync": 3,
     "cudaEventRecord": 1, "cudaEventRecordWithFlags": 1, "cudaStreamWaitEvent": 0, "cudaGraphLaunch": 1,
     "cudaStreamBeginCapture": 0, "cudaLaunchKernel": 5, "cudaLaunchCooperativeKernel": 5, "cuLaunchKernel": 8,
+    "launch_chained": 4,
 }
 CALL = re.compile(r"\b(cuda\w+Async|" + "|".join(STREAM_ARGUMENT) + r")\s*\(")
 EXTENDED_LAUNCH = re.compile(r"\b(cudaLaunchKernelEx\w*|cuLaunchKernelEx)\s*\(")
@@ -179,6 +180,7 @@ cudaStreamWaitEvent(0, event, 0);
 cudaGraphLaunch(graph, nullptr);
 cudaLaunchKernel(f, grid, block, args, 0);
 cudaLaunchKernelEx(&config, f, p);
+launch_chained(f, grid, block, 0, cudaStream_t{}, p);
 cudaSomethingNewAsync(a, b);
 cuCtxSynchronize();
 cuMemcpyDtoH(a, b, n);
@@ -199,6 +201,7 @@ cudaEventRecord(native(event), native(stream));
 cudaStreamWaitEvent(native(stream), native(event), 0);
 cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
 config.stream = native(stream); cudaLaunchKernelEx(&config, f, p);
+launch_chained(f, grid, block, 0, native(stream), p);
 __syncthreads(); __syncwarp(); x = value >>= 1; cudaMemcpyKind kind = how;
 std::memcpy(a, b, n); device::copy_to_device(a, b, n, stream);
 """.strip().splitlines()

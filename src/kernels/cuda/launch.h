@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Launching: the stream of a call as CUDA's type, and a refused launch as an exception. Kernels are started with
-// <<<grid, block, shared, stream>>> and an explicit stream, always (tools/check_streams.py reads the source).
+// <<<grid, block, shared, stream>>> or launch_chained() and an explicit stream, always (tools/check_streams.py reads
+// the source).
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "device/handles.h"
 
@@ -26,6 +28,26 @@ inline cudaStream_t native(device::Stream stream) {
 inline void check_launch(const char* kernel) {
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) throw LaunchFailure(std::string(kernel) + ": " + cudaGetErrorString(error));
+}
+
+// Starts a kernel whose CTAs may come up while the stream's kernel before it still runs (programmatic dependent
+// launch, an edge of its own kind in a captured graph). For kernels that keep the rule of ptx/chain.cuh and no others.
+template <typename... Parameters, typename... Arguments>
+void launch_chained(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                    Arguments&&... arguments) {
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = 1;
+  if (cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...) != cudaSuccess) {
+    check_launch("a chained launch");
+  }
 }
 
 inline int ceil_div(int64_t a, int64_t b) {
