@@ -93,26 +93,6 @@ class Sequences {
   std::vector<int32_t> pages_, ids_, positions_, rows_of_tokens_, logit_rows_;
 };
 
-Result<double> probe_bandwidth() {
-  constexpr size_t kBytes = size_t{1} << 30;
-  constexpr int kRepeats = 10;
-  QD_TRY(const device::OwnedStream stream, device::OwnedStream::create());
-  QD_TRY(const device::OwnedEvent begin, device::OwnedEvent::create(true));
-  QD_TRY(const device::OwnedEvent end, device::OwnedEvent::create(true));
-  QD_TRY(const device::Buffer memory, device::Buffer::allocate(2 * kBytes, stream.get()));
-  QD_TRY_STATUS(device::fill(memory.get(), 0, memory.size_bytes(), stream.get()));
-  double best = 0;
-  for (int i = 0; i < kRepeats; ++i) {
-    QD_TRY_STATUS(device::record(begin.get(), stream.get()));
-    QD_TRY_STATUS(device::copy_on_device(memory.as<uint8_t>() + kBytes, memory.get(), kBytes, stream.get()));
-    QD_TRY_STATUS(device::record(end.get(), stream.get()));
-    QD_TRY_STATUS(device::synchronize(end.get()));
-    QD_TRY(const float ms, device::elapsed_ms(begin.get(), end.get()));
-    best = std::max(best, 2.0 * kBytes / (1e-3 * static_cast<double>(ms)));
-  }
-  return best;
-}
-
 // Bytes of the step's weights, of which `experts` of all layers together are read, and of its keys and values.
 double bytes_of(const model::DeviceModel& model, double experts, const GpuBenchRow& row) {
   const model::MemoryUse memory = model.memory();
@@ -127,8 +107,8 @@ double bytes_of(const model::DeviceModel& model, double experts, const GpuBenchR
 
 class Bench {
  public:
-  Bench(model::DeviceModel& model, const GpuBenchPlan& plan, double bandwidth)
-      : model_(model), plan_(plan), bandwidth_(bandwidth) {}
+  Bench(model::DeviceModel& model, const GpuBenchPlan& plan, const GpuCeilings& ceilings)
+      : model_(model), plan_(plan), ceilings_(ceilings) {}
 
   Result<GpuBenchRow> decode(int64_t batch) {
     Sequences sequences(model_, batch, plan_.context + plan_.decode_tokens * (plan_.rounds + 1), plan_.seed);
@@ -201,13 +181,13 @@ class Bench {
     if (!watched) return watched.error();
     row.experts_hit = count.mean();
     row.bytes = bytes_of(model_, count.sum(), row);
-    row.floor_seconds = std::max(row.bytes / bandwidth_, row.operations / kFp8Peak);
+    row.floor_seconds = std::max(row.bytes / ceilings_.read, row.operations / ceilings_.fp8);
     return row;
   }
 
   model::DeviceModel& model_;
   const GpuBenchPlan& plan_;
-  double bandwidth_;
+  const GpuCeilings& ceilings_;
 };
 
 }  // namespace
@@ -228,11 +208,11 @@ int64_t gpu_bench_positions(const GpuBenchPlan& plan) {
   return std::max(largest * pages * model::kPagePositions, plan.prefill_tokens);
 }
 
-Result<GpuBenchResult> measure_on_gpu(model::DeviceModel& model, const GpuBenchPlan& plan,
+Result<GpuBenchResult> measure_on_gpu(model::DeviceModel& model, int ordinal, const GpuBenchPlan& plan,
                                       const std::function<void(int64_t done, int64_t total)>& progress) {
   GpuBenchResult result;
-  QD_TRY(result.bandwidth, probe_bandwidth());
-  Bench bench(model, plan, result.bandwidth);
+  QD_TRY(result.ceilings, probe_gpu(ordinal));
+  Bench bench(model, plan, result.ceilings);
   const auto total = static_cast<int64_t>(plan.batches.size()) + 1;
   for (const int64_t batch : plan.batches) {
     progress(static_cast<int64_t>(result.rows.size()), total);

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/bench_gpu_ceilings.h"
 #include "core/result.h"
 #include "model/device_model.h"
 
@@ -31,24 +32,21 @@ struct GpuBenchRow {
   double experts_hit = 0;       // distinct experts a MoE layer, the mean over the layers
   double bytes = 0;             // that the step must read
   double operations = 0;
-  double floor_seconds = 0;  // the longer of bytes / bandwidth and operations / peak
+  double floor_seconds = 0;  // the longer of bytes and operations over their probed ceilings
   double median_seconds() const;
 };
 
 struct GpuBenchResult {
-  double bandwidth = 0;  // bytes/s: the best of the probed copies on the GPU, bytes read and written
+  GpuCeilings ceilings;
   std::vector<GpuBenchRow> rows;
 };
-
-// e4m3 products of an H100 or H200 SXM by its data sheet, dense: operations a second.
-inline constexpr double kFp8Peak = 1.979e15;
 
 // Positions of the cache and tokens of a step that the plan needs.
 int64_t gpu_bench_positions(const GpuBenchPlan& plan);
 int64_t gpu_bench_longest(const GpuBenchPlan& plan);
 
-// Errors of the model; kCancelled.
-Result<GpuBenchResult> measure_on_gpu(model::DeviceModel& model, const GpuBenchPlan& plan,
+// `ordinal`: the model's GPU. Errors of the model; kCancelled.
+Result<GpuBenchResult> measure_on_gpu(model::DeviceModel& model, int ordinal, const GpuBenchPlan& plan,
                                       const std::function<void(int64_t done, int64_t total)>& progress);
 
 }  // namespace quadrille::cli

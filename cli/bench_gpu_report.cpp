@@ -16,6 +16,7 @@ namespace {
 struct GpuModel {
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<model::DeviceModel> model;
+  int ordinal = 0;
   double seconds = 0;  // until it was there
 };
 
@@ -36,6 +37,7 @@ Result<GpuModel> make(Console& console, const GpuBenchOptions& options) {
   load.cache_pages = (gpu_bench_positions(options.plan) + model::kPagePositions - 1) / model::kPagePositions;
   load.max_positions = gpu_bench_longest(options.plan);
   QD_TRY(model::DeviceOptions device, make_device_options(options.model));
+  made.ordinal = device.ordinal;
   device.max_step_tokens = std::max(device.max_step_tokens, options.plan.prefill_tokens);
   for (const int64_t batch : options.plan.batches) device.max_logit_rows = std::max(device.max_logit_rows, batch);
   Progress progress(console, options.shape.empty() ? "load" : "random weights", "bytes", options.model.quiet);
@@ -82,9 +84,10 @@ void print_table(Console& console, const GpuBenchOptions& options, const GpuMode
   }
   console.write(table.text());
   console.print(
-      "Medians of {} rounds; tokens random and distinct. Floor: bytes at {:.0f} GB/s (copies on the GPU, "
-      "probed), operations at {:.0f} TFLOP/s (e4m3, data sheet). {} graphs.\n",
-      options.plan.rounds, result.bandwidth / 1e9, kFp8Peak / 1e12, model.num_graphs());
+      "Medians of {} rounds; tokens random and distinct. Floor, over ceilings probed in this process: bytes at {:.0f} "
+      "GB/s (reads; copies {:.0f}), operations at {:.0f} TFLOP/s (e4m3, resident, 0.3 s). {} graphs.\n",
+      options.plan.rounds, result.ceilings.read / 1e9, result.ceilings.copy / 1e9, result.ceilings.fp8 / 1e12,
+      model.num_graphs());
 }
 
 nlohmann::json result_json(const GpuBenchOptions& options, const GpuModel& made, const GpuBenchResult& result) {
@@ -112,8 +115,9 @@ nlohmann::json result_json(const GpuBenchOptions& options, const GpuModel& made,
           {"weight_bytes", memory.weight_bytes},
           {"workspace_bytes", memory.scratch_bytes},
           {"cache_bytes", memory.cache_bytes},
-          {"bandwidth", result.bandwidth},
-          {"peak", kFp8Peak},
+          {"read_bandwidth", result.ceilings.read},
+          {"copy_bandwidth", result.ceilings.copy},
+          {"fp8_peak", result.ceilings.fp8},
           {"rows", rows}};
 }
 
@@ -126,7 +130,7 @@ Status run_gpu_bench(Console& console, const GpuBenchOptions& options) {
                       made.model->max_positions(), gpu_bench_longest(options.plan));
   }
   Progress progress(console, "bench", "rows", options.model.quiet);
-  const auto result = measure_on_gpu(*made.model, options.plan,
+  const auto result = measure_on_gpu(*made.model, made.ordinal, options.plan,
                                      [&progress](int64_t done, int64_t total) { progress.update(done, total); });
   progress.finish();
   if (!result) return result.error();

@@ -9,6 +9,7 @@
 #include "core/result.h"
 #include "device/handles.h"
 #include "kernels/api/device_decoder_problems.h"
+#include "kernels/api/device_probe.h"
 #include "kernels/api/device_problems.h"
 
 namespace quadrille::kernels {
@@ -38,6 +39,9 @@ struct DeviceTable {
   void (*bf16_gemm)(const DeviceBf16Gemm&, device::Stream);
   void (*greedy)(const DeviceGreedy&, device::Stream);
   void (*sample)(const DeviceSample&, device::Stream);
+  // Ceilings (device_probe.h).
+  void (*probe_read)(const DeviceProbeRead&, device::Stream);
+  void (*probe_products)(const DeviceProbeProducts&, device::Stream);
   // Rows of the tiles that a plan makes for bf16 experts (PlanRoutes::tile_tokens, DeviceBf16Gemm::tile_tokens).
   int64_t (*choose_bf16_tile)(int64_t num_experts, int64_t num_rows);
 

@@ -3,6 +3,7 @@
 #include "kernels/api/device_table.h"
 #include "kernels/cuda/decoder_kernels.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/probe/probe_kernels.h"
 
 namespace quadrille::kernels {
 namespace {
@@ -29,6 +30,8 @@ const DeviceTable kCudaTable = {
     .bf16_gemm = cuda::bf16_gemm,
     .greedy = cuda::greedy,
     .sample = cuda::sample,
+    .probe_read = cuda::probe_read,
+    .probe_products = cuda::probe_products,
     .choose_bf16_tile = cuda::choose_bf16_tile,
     .w4a8_configs = cuda::w4a8_configs,
     .choose_w4a8 = cuda::choose_w4a8,
