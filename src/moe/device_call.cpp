@@ -165,8 +165,17 @@ Result<SharedExpert> enqueue_shared(const DeviceCall& call, const GemmConfigs& c
   }
   const TileList list = single_list(num_tokens);
   const MlpInput input{num_tokens, quantize.act, quantize.act_pitch, quantize.act_scale};
-  out.call.emplace(MlpCall{
-      call.table, mlp, call.layer.ranks, input, {list, list}, configs, call.workspace, call.parts.shared, stream});
+  out.call.emplace(MlpCall{call.table,
+                           mlp,
+                           call.layer.ranks,
+                           input,
+                           {list, list},
+                           configs,
+                           call.workspace,
+                           call.parts.shared,
+                           stream,
+                           call.watch,
+                           true});
   enqueue_up(*out.call, absmax);
   return out;
 }

@@ -20,6 +20,7 @@ struct DeviceCall {
   DeviceStreams streams;
   uint32_t* status = nullptr;
   int64_t num_routes = 0;  // that are sorted and computed here
+  DeviceLayerWatch* watch = nullptr;
 };
 
 // Shapes and rules of a layer; its batch's pointers.

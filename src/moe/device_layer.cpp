@@ -7,6 +7,7 @@
 
 #include "moe/device_call.h"
 #include "moe/device_check.h"
+#include "moe/device_watch.h"
 #include "parallel/device_communicator.h"
 
 namespace quadrille::moe {
@@ -37,8 +38,8 @@ MlpCall enqueue_experts(const DeviceCall& call, const DeviceRoutes& routes, cons
   device::before_step("quantize_tokens", stream);
   call.table.quantize_tokens(quantize, stream);
   const MlpInput input{quantize.num_tokens * quantize.top_k, quantize.act, quantize.act_pitch, quantize.act_scale};
-  MlpCall mlp_call{call.table,         mlp,   call.layer.ranks, input, {lists[0], lists[1]}, configs, call.workspace,
-                   call.parts.experts, stream};
+  MlpCall mlp_call{call.table,         mlp,    call.layer.ranks, input, {lists[0], lists[1]}, configs, call.workspace,
+                   call.parts.experts, stream, call.watch};
   // Slots come first; how many there are is behind the last expert's.
   enqueue_up(mlp_call, absmax, call.workspace.at<int32_t>(call.parts.offsets) + mlp.gate_up.num_experts);
   return mlp_call;
@@ -103,6 +104,7 @@ Status run_device_layer(const kernels::DeviceTable& table, const DeviceMoeLayer&
   QD_TRY_STATUS(check_batch(batch));
   QD_TRY_STATUS(check_mlp_memory(layer.experts, "experts"));
   if (layer.shared) QD_TRY_STATUS(check_mlp_memory(*layer.shared, "shared expert"));
+  DeviceLayerWatch watch(options.observer);
   DeviceCall call{table,
                   layer,
                   batch,
@@ -110,7 +112,8 @@ Status run_device_layer(const kernels::DeviceTable& table, const DeviceMoeLayer&
                   plan_layer_parts(layer, batch.num_tokens),
                   streams,
                   nullptr,
-                  batch.num_tokens * layer.rule.top_k};
+                  batch.num_tokens * layer.rule.top_k,
+                  options.observer != nullptr ? &watch : nullptr};
   QD_TRY_STATUS(check_workspace(workspace, workspace_size, call.parts.total));
   QD_TRY(const GemmConfigs configs,
          choose_configs(table, layer.experts, expected_rows(layer, batch.num_tokens), options));
@@ -137,7 +140,8 @@ Status run_device_layer(const kernels::DeviceTable& table, const DeviceMoeLayer&
   if (runs_beside(call)) {
     QD_TRY_STATUS(device::hand_over(HandOver::kSharedEnds, streams.shared_ends, streams.side, streams.main));
   }
-  return enqueue_combine(call, routes, rows);
+  QD_TRY_STATUS(enqueue_combine(call, routes, rows));
+  return call.watch != nullptr ? watch.tell(call) : Status();
 }
 
 }  // namespace quadrille::moe

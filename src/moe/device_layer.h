@@ -20,6 +20,8 @@ class DeviceCommunicator;
 
 namespace quadrille::moe {
 
+class LayerObserver;
+
 // `num_experts` matrices of one shape in layout/w4_hopper64.h. Views; whoever prepared them owns them.
 struct DeviceLinear {
   int64_t num_experts = 1;
@@ -66,9 +68,12 @@ struct DeviceMoeLayer {
   DeviceRanks ranks;
 };
 
-// Forced choices, for tests and measurements; -1: chosen from the shape.
+// For tests and measurements: forced choices (-1: chosen from the shape), and who looks on.
 struct DeviceLayerOptions {
   int32_t gemm1_config = -1, gemm2_config = -1;
+  // Shown the stages of the routed form without an expert map (all of layer_observer.h but gemm1_out) and of the
+  // row-parallel layer (a, a_scale, of ranks partial): each look waits for its stream, so not in a capture.
+  LayerObserver* observer = nullptr;
 };
 
 // One call's tensors, all on the device.

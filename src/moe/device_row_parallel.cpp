@@ -4,6 +4,7 @@
 #include "moe/device_check.h"
 #include "moe/device_layer.h"
 #include "moe/device_steps.h"
+#include "moe/device_watch.h"
 #include "parallel/device_communicator.h"
 
 namespace quadrille::moe {
@@ -74,6 +75,12 @@ Status run_row_parallel_linear(const kernels::DeviceTable& table, const DeviceLi
   set_row_parallel(ranks, &gemm);
   device::before_step("gemm", stream);
   table.w4a8_gemm(gemm, stream);
+  if (options.observer != nullptr) {
+    const DeviceWatch watch(options.observer, stream);
+    QD_TRY_STATUS(
+        watch.quantised("a", "a_scale", quantize.act, quantize.act_pitch, quantize.act_scale, rows.num_rows, linear.k));
+    if (partial != nullptr) QD_TRY_STATUS(watch.f32("partial", partial, rows.num_rows, linear.n));
+  }
   if (partial == nullptr) return {};
   return enqueue_sum(table, ranks, partial, rows.num_rows * linear.n, out, stream);
 }

@@ -3,6 +3,7 @@
 #include "moe/device_steps.h"
 
 #include "core/check.h"
+#include "moe/device_watch.h"
 #include "parallel/device_communicator.h"
 
 namespace quadrille::moe {
@@ -120,9 +121,11 @@ void enqueue_up(const MlpCall& call, float* absmax, const int32_t* num_rows_ther
   first.out_pitch = mlp.width;
   device::before_step("gemm1", call.stream);
   call.table.w4a8_gemm(first, call.stream);
-  if (absmax == nullptr) return;
-  device::before_step("row_absmax", call.stream);
-  call.table.row_absmax({call.input.num_rows, mlp.width, num_rows_there, hidden, absmax}, call.stream);
+  if (absmax != nullptr) {
+    device::before_step("row_absmax", call.stream);
+    call.table.row_absmax({call.input.num_rows, mlp.width, num_rows_there, hidden, absmax}, call.stream);
+  }
+  if (call.watch != nullptr) call.watch->up(call);
 }
 
 void* enqueue_down(const MlpCall& call, const float* absmax, void* rows) {
@@ -151,6 +154,7 @@ void* enqueue_down(const MlpCall& call, const float* absmax, void* rows) {
   set_row_parallel(call.ranks, &second);
   device::before_step("gemm2", stream);
   call.table.w4a8_gemm(second, stream);
+  if (call.watch != nullptr) call.watch->down(call, out);
   return out;
 }
 

@@ -8,6 +8,8 @@
 
 namespace quadrille::moe {
 
+class DeviceLayerWatch;
+
 struct GemmConfigs {
   int32_t first = 0, second = 0;  // indices into w4a8_configs()
   int64_t first_tokens = 0, second_tokens = 0;
@@ -48,6 +50,9 @@ struct MlpCall {
   const Workspace& workspace;
   const MlpParts& parts;
   device::Stream stream;
+  // Is told of both halves (null: nobody looks). Every stage that it reads is then to be in its own part.
+  DeviceLayerWatch* watch = nullptr;
+  bool is_shared = false;
 };
 
 // GEMM1 with activation. `absmax` [num_rows] or null: where the absmax of each row of h goes; rows from
