@@ -81,7 +81,7 @@ class Sequences {
             .logit_rows = logit_rows_};
   }
   Status run() {
-    QD_TRY_STATUS(model_.enqueue(step(), {}));
+    QD_TRY_STATUS(model_.enqueue(step(), {}, {}));
     const auto tokens = model_.collect();
     return tokens ? Status() : Status(tokens.error());
   }
@@ -123,7 +123,7 @@ class Bench {
       const auto start = Clock::now();
       for (int64_t i = 0; i < plan_.decode_tokens; ++i) {
         sequences.build(0, batch, position++, 1, true);
-        QD_TRY_STATUS(model_.enqueue(sequences.step(), {}));
+        QD_TRY_STATUS(model_.enqueue(sequences.step(), {}, {}));
         if (i > 0) QD_TRY_STATUS(collect());
       }
       QD_TRY_STATUS(collect());

@@ -344,6 +344,24 @@ Status DeviceDecoder::enqueue_logits(const StepShape& shape, int64_t first, int6
     observer->final_norm(rows.data(), count, norm.width);
   }
   QD_TRY_STATUS(enqueue_head(input));
+  enqueue_choice(shape, first, count);
+  return {};
+}
+
+void DeviceDecoder::enqueue_choice(const StepShape& shape, int64_t first, int64_t count) {
+  if (shape.draws) {
+    kernels::DeviceSample draw;
+    draw.num_rows = count;
+    draw.vocab_size = config_.vocab_size;
+    draw.pitch = logits_pitch();
+    draw.logits = logits();
+    draw.rules = reinterpret_cast<const kernels::SampleRule*>(ints(block_of(shape).rules)) + first;
+    draw.token = tokens() + first;
+    draw.status = status();
+    device::before_step("sample", stream_);
+    table_.sample(draw, stream_);
+    return;
+  }
   kernels::DeviceGreedy greedy;
   greedy.num_rows = count;
   greedy.vocab_size = config_.vocab_size;
@@ -353,7 +371,6 @@ Status DeviceDecoder::enqueue_logits(const StepShape& shape, int64_t first, int6
   greedy.status = status();
   device::before_step("greedy", stream_);
   table_.greedy(greedy, stream_);
-  return {};
 }
 
 }  // namespace quadrille::model

@@ -51,8 +51,8 @@ class DeviceDecoder {
   // Embedding and all layers over the block; the residual stream stays in the workspace. `observer` (null: none) looks
   // between the layers, which waits for the stream: not while it is captured.
   Status enqueue_layers(const StepShape& shape, StepObserver* observer = nullptr);
-  // Behind it: last norm, logits and greedy choice of rows [first, first + count) of the block's logit rows. The logits
-  // go to rows 0..count-1 of logits(), the choices to tokens() + first.
+  // Behind it: last norm, logits and choice (greedy, or by the block's rules) of rows [first, first + count) of the
+  // block's logit rows. The logits go to rows 0..count-1 of logits(), the choices to tokens() + first.
   Status enqueue_logits(const StepShape& shape, int64_t first, int64_t count, StepObserver* observer = nullptr);
   // The feed-forward of one layer by itself: input_rows() -> output_rows().
   Status enqueue_feed_forward(int64_t layer, int64_t num_tokens);
@@ -76,6 +76,7 @@ class DeviceDecoder {
   Status enqueue_o(int64_t layer, int64_t num_tokens, uint16_t* out);
   Status gather_whole_rows(const StepShape& shape, kernels::DeviceQkv* heads);
   Status enqueue_head(const Input& input);
+  void enqueue_choice(const StepShape& shape, int64_t first, int64_t count);
   Status enqueue_moe_observer(int64_t layer, int64_t num_tokens, StepObserver* observer);
   Status enqueue_dense(const DeviceMlpView& mlp, const Input& input, uint16_t* rows);
   Result<const uint16_t*> enqueue_hidden(const DeviceMlpView& mlp, const Input& input);

@@ -312,8 +312,14 @@ int64_t DeviceModel::num_graphs() const {
 int64_t DeviceModel::max_async_tokens() const {
   return impl_->sizes.max_tokens;
 }
-int64_t DeviceModel::max_async_rows() const {
-  return impl_->sizes.max_logit_rows;
+int64_t DeviceModel::max_async_sequences() const {
+  return impl_->sizes.max_sequences;
+}
+bool DeviceModel::draws() const {
+  return impl_->config.vocab_size <= kernels::kMostDrawnIds;
+}
+AsyncForward* DeviceModel::async_forward() {
+  return impl_->observer == nullptr ? this : nullptr;
 }
 
 Status DeviceModel::run(const Step& step, std::span<float> logits) {
@@ -326,12 +332,13 @@ Status DeviceModel::run(const Step& step, std::span<float> logits) {
   return done;
 }
 
-Status DeviceModel::enqueue(const Step& step, std::span<const int32_t> taken_from) {
+Status DeviceModel::enqueue(const Step& step, std::span<const int32_t> taken_from,
+                            std::span<const kernels::SampleRule> rules) {
   QD_TRY_STATUS(impl_->check(step, SIZE_MAX));
   QD_TRY_STATUS(impl_->check_cancel());
   QD_TRY_STATUS(device::use(impl_->device.ordinal));
   impl_->set_phase(step);
-  return impl_->runner->enqueue(step, taken_from);
+  return impl_->runner->enqueue(step, taken_from, rules);
 }
 
 Result<std::span<const int32_t>> DeviceModel::collect() {

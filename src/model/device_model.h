@@ -68,9 +68,13 @@ class DeviceModel final : public AnyModel, public AsyncForward {
   void set_observer(StepObserver* observer) override;
   Status run_moe_block(int64_t layer, std::span<const float> x, int64_t num_tokens, std::span<float> out) override;
 
+  // Null while an observer is set: it looks on from inside run() alone.
+  AsyncForward* async_forward() override;
   int64_t max_async_tokens() const override;
-  int64_t max_async_rows() const override;
-  Status enqueue(const Step& step, std::span<const int32_t> taken_from) override;
+  int64_t max_async_sequences() const override;
+  bool draws() const override;
+  Status enqueue(const Step& step, std::span<const int32_t> taken_from,
+                 std::span<const kernels::SampleRule> rules) override;
   Result<std::span<const int32_t>> collect() override;
 
   DeviceMemoryPlan memory_plan() const;

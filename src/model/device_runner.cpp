@@ -18,6 +18,7 @@ Result<std::unique_ptr<DeviceRunner>> DeviceRunner::create(DeviceDecoder* decode
   largest.num_sequences = sizes.max_sequences;
   largest.max_context = context_bucket_of(sizes.max_positions, sizes.max_positions);
   largest.every_token_alone = false;
+  largest.draws = true;
   const size_t block_bytes = sizeof(int32_t) * static_cast<size_t>(block_of(largest).total);
   const size_t token_bytes = sizeof(int32_t) * static_cast<size_t>(sizes.max_tokens + 1);
   for (Slot& slot : runner->slots_) {
@@ -128,18 +129,19 @@ Status DeviceRunner::take_tokens(std::span<const int32_t> taken_from) {
   return {};
 }
 
-Status DeviceRunner::enqueue(const Step& step, std::span<const int32_t> taken_from) {
-  const std::vector<StepPiece> pieces = cut_step(step, sizes_.max_tokens, sizes_.max_sequences);
-  const auto rows = static_cast<int64_t>(step.logit_rows.size());
-  if (pieces.size() != 1 || rows > sizes_.max_logit_rows) {
+Status DeviceRunner::check_async(const Step& step, std::span<const int32_t> taken_from, size_t num_rules) const {
+  const size_t rows = step.logit_rows.size();
+  if (cut_step(step, sizes_.max_tokens, sizes_.max_sequences).size() != 1) {
     return make_error(ErrorCode::kInvalidArgument,
-                      "a step of {} tokens and {} logit rows; one that is enqueued has 1 to {} tokens of at most {} "
-                      "sequences, and up to {} rows",
-                      step.ids.size(), rows, sizes_.max_tokens, sizes_.max_sequences, sizes_.max_logit_rows);
+                      "a step of {} tokens; one that is enqueued has 1 to {} tokens of at most {} sequences",
+                      step.ids.size(), sizes_.max_tokens, sizes_.max_sequences);
   }
   if (enqueued_ - collected_ >= AsyncForward::kInFlight) {
     return make_error(ErrorCode::kInvalidArgument, "{} steps are in flight already: collect one first",
                       AsyncForward::kInFlight);
+  }
+  if (num_rules != 0 && num_rules != rows) {
+    return make_error(ErrorCode::kInvalidArgument, "{} rules for {} logit rows", num_rules, rows);
   }
   if (!taken_from.empty() && taken_from.size() != step.ids.size()) {
     return make_error(ErrorCode::kInvalidArgument, "{} sources of ids for {} tokens", taken_from.size(),
@@ -149,15 +151,26 @@ Status DeviceRunner::enqueue(const Step& step, std::span<const int32_t> taken_fr
     if (row < last_rows_) continue;
     return make_error(ErrorCode::kInvalidArgument, "an id from row {}; the step before has {}", row, last_rows_);
   }
+  return {};
+}
+
+Status DeviceRunner::enqueue(const Step& step, std::span<const int32_t> taken_from,
+                             std::span<const kernels::SampleRule> rules) {
+  QD_TRY_STATUS(check_async(step, taken_from, rules.size()));
+  const auto rows = static_cast<int64_t>(step.logit_rows.size());
   Slot& slot = slots_[enqueued_ % AsyncForward::kInFlight];
-  const PlannedPiece planned = plan(step, pieces[0], true);
+  PlannedPiece planned = plan(step, {0, static_cast<int64_t>(step.ids.size()), 0, rows}, true);
+  planned.rules = rules;
+  planned.shape.draws = !rules.empty();
   QD_TRY_STATUS(send_block(step, planned, &slot));
   QD_TRY_STATUS(take_tokens(taken_from));
   if (runs_as_graph(planned)) {
     QD_TRY_STATUS(enqueue_padded(planned));
   } else {
     QD_TRY_STATUS(decoder_.enqueue_layers(planned.shape));
-    if (rows > 0) QD_TRY_STATUS(decoder_.enqueue_logits(planned.shape, 0, rows));
+    for (int64_t first = 0; first < rows; first += sizes_.max_logit_rows) {
+      QD_TRY_STATUS(decoder_.enqueue_logits(planned.shape, first, std::min(sizes_.max_logit_rows, rows - first)));
+    }
   }
   auto* const tokens = static_cast<int32_t*>(slot.tokens.get());
   QD_TRY_STATUS(device::copy_to_host(tokens, decoder_.tokens(), sizeof(int32_t) * static_cast<size_t>(rows), stream_));
@@ -170,8 +183,8 @@ Status DeviceRunner::enqueue(const Step& step, std::span<const int32_t> taken_fr
 Result<std::span<const int32_t>> DeviceRunner::collect() {
   if (enqueued_ == collected_) return make_error(ErrorCode::kInvalidArgument, "no step is in flight");
   const Slot& slot = slots_[collected_ % AsyncForward::kInFlight];
+  ++collected_;  // whatever came of it
   QD_TRY_STATUS(device::synchronize(slot.tokens_are_there->get()));
-  ++collected_;
   return std::span<const int32_t>(static_cast<const int32_t*>(slot.tokens.get()), static_cast<size_t>(slot.num_rows));
 }
 

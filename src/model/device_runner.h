@@ -27,7 +27,7 @@ class DeviceRunner {
   // A checked step: logits [rows, vocab] on the host when it returns. `observer` or null.
   Status run(const Step& step, int64_t vocab_size, std::span<float> logits, StepObserver* observer);
   // AsyncForward's, for a checked step.
-  Status enqueue(const Step& step, std::span<const int32_t> taken_from);
+  Status enqueue(const Step& step, std::span<const int32_t> taken_from, std::span<const kernels::SampleRule> rules);
   Result<std::span<const int32_t>> collect();
   int64_t num_graphs() const { return static_cast<int64_t>(graphs_.size()); }
 
@@ -49,6 +49,7 @@ class DeviceRunner {
       : decoder_(*decoder), sizes_(sizes), most_padded_(most_padded), stream_(stream) {}
   PlannedPiece plan(const Step& step, const StepPiece& piece, bool pads) const;
   Status send_block(const Step& step, const PlannedPiece& planned, Slot* slot);
+  Status check_async(const Step& step, std::span<const int32_t> taken_from, size_t num_rules) const;
   Status take_tokens(std::span<const int32_t> taken_from);
   bool runs_as_graph(const PlannedPiece& planned) const;
   Status enqueue_padded(const PlannedPiece& planned);

@@ -3,6 +3,7 @@
 #include "model/device_step.h"
 
 #include <algorithm>
+#include <cstring>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -69,6 +70,7 @@ StepBlock block_of(const StepShape& shape) {
     block.singles = take(shape.num_singles);
     block.tiles = take(shape.num_tiles * static_cast<int64_t>(sizeof(kernels::QueryTile) / sizeof(int32_t)));
   }
+  if (shape.draws) block.rules = take(shape.num_logit_rows * static_cast<int64_t>(sizeof(kernels::SampleRule) / 4));
   block.page_table = take(shape.num_sequences * (shape.max_context / kPagePositions));
   return block;
 }
@@ -148,6 +150,14 @@ void pack_step(const Step& step, const PlannedPiece& planned, std::span<int32_t>
       *tile++ = t.first_token;
       *tile++ = t.num_tokens;
     }
+  }
+  if (shape.draws) {
+    const size_t bytes = planned.rules.size() * sizeof(kernels::SampleRule);
+    const size_t room = static_cast<size_t>(shape.num_logit_rows) * sizeof(kernels::SampleRule);
+    QD_CHECK(bytes <= room, "a rule a row");
+    auto* const rules = reinterpret_cast<uint8_t*>(block.data() + places.rules);
+    std::memcpy(rules, planned.rules.data(), bytes);
+    std::memset(rules + bytes, 0, room - bytes);
   }
   // A page that is not there is never read: 0 keeps a wild one in bounds.
   const int64_t stride = shape.max_context / kPagePositions;

@@ -29,12 +29,13 @@ struct StepShape {
   int64_t num_tiles = 0;
   int64_t max_context = 0;        // positions are below it; the page table's rows have max_context / 64 pages
   bool every_token_alone = true;  // decode: singles 0..num_tokens-1, and row r of the logits is token r
+  bool draws = false;             // every logit row has a rule; without, all are greedy
   friend bool operator==(const StepShape&, const StepShape&) = default;
 };
 
 // Where each array of the block begins, in integers; arrays begin at multiples of 64.
 struct StepBlock {
-  int64_t ids = 0, positions = 0, sequences = 0, logit_rows = 0, singles = 0, tiles = 0, page_table = 0;
+  int64_t ids = 0, positions = 0, sequences = 0, logit_rows = 0, singles = 0, tiles = 0, rules = 0, page_table = 0;
   int64_t total = 0;
 };
 StepBlock block_of(const StepShape& shape);
@@ -57,11 +58,12 @@ struct PlannedPiece {
   std::vector<int32_t> sequences;  // [tokens] index into `rows`
   std::vector<int32_t> singles;
   std::vector<kernels::QueryTile> tiles;
+  std::span<const kernels::SampleRule> rules;  // of all logit rows where shape.draws
 };
 PlannedPiece plan_piece(const Step& step, const StepPiece& piece, int64_t tile_tokens, int64_t most_padded,
                         int64_t max_positions);
 
-// Fills block_of(shape).total integers. Padding: id -1, position -1, sequence 0.
+// Fills block_of(shape).total integers. Padding: id -1, position -1, sequence 0, a greedy rule.
 void pack_step(const Step& step, const PlannedPiece& planned, std::span<int32_t> block);
 
 }  // namespace quadrille::model

@@ -37,6 +37,7 @@ int64_t most_block_ints(const StepSizes& sizes) {
   shape.num_sequences = std::max(sizes.max_sequences, bucket_of(1));
   shape.max_context = (sizes.max_positions + kPagePositions - 1) / kPagePositions * kPagePositions;
   shape.every_token_alone = false;
+  shape.draws = true;
   return block_of(shape).total;
 }
 

@@ -26,6 +26,8 @@ struct Step {
   std::span<const int32_t> logit_rows;
 };
 
+class AsyncForward;
+
 // A model that can run steps. Not thread safe: one step at a time.
 class Forward {
  public:
@@ -36,6 +38,8 @@ class Forward {
   // logits: [R, vocab_size] fp32. The bits of a row depend on its own sequence alone, never on the rest of the step.
   // Errors: kCancelled when stopped midway; kInvalidData when a weight file shrank.
   virtual Status run(const Step& step, std::span<float> logits) = 0;
+  // The other way to run steps (async_forward.h) where this model has it now; else null. Owned by the model.
+  virtual AsyncForward* async_forward() { return nullptr; }
 };
 
 }  // namespace quadrille::model

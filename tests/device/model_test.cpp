@@ -217,7 +217,7 @@ TEST_F(DeviceModelTest, EnqueuedStepsChooseTheSameTokens) {
     }
     wanted.push_back(static_cast<int32_t>(ids.size()) - 1);
   }
-  must(gpu->enqueue({ids, positions, rows_of, pages, kStride, wanted}, {}));
+  must(gpu->enqueue({ids, positions, rows_of, pages, kStride, wanted}, {}, {}));
   std::vector<std::vector<int32_t>> got = starts;
   const auto collect = [&] {
     const auto tokens = must(gpu->collect());
@@ -227,7 +227,7 @@ TEST_F(DeviceModelTest, EnqueuedStepsChooseTheSameTokens) {
   for (int64_t i = 1; i < kAnswer; ++i) {
     std::vector<int32_t> at(kSequences);
     for (size_t s = 0; s < at.size(); ++s) at[s] = static_cast<int32_t>(starts[s].size()) + static_cast<int32_t>(i) - 1;
-    must(gpu->enqueue({unknown, at, taken, pages, kStride, taken}, taken));
+    must(gpu->enqueue({unknown, at, taken, pages, kStride, taken}, taken, {}));
     collect();
   }
   collect();

@@ -32,7 +32,8 @@ struct DeviceEmbed {
 // --- Residual and norm -----------------------------------------------------------------------------------------------
 
 // For r in [0, num_rows), t = rows[r] (r where rows is null):
-//   x[t] = bf16(x[t] + update[t]) where there is an update (fp32 updates are rounded to bf16 first), stored;
+//   x[t] = bf16(x[t] + update[t]) where there is an update (fp32 updates are rounded to bf16 first), stored; the update
+//   may be what `combine` would have made of row t, which is then not stored itself;
 //   normed[r] = RMSNorm(x[t]) (problems.h), as bf16, as e4m3 codes with their scale (the bytes of quantize_tokens on
 //   the bf16 row), or both. Rows that `rows` does not name are neither read nor written; it names none twice.
 struct DeviceAddNorm {
@@ -42,7 +43,8 @@ struct DeviceAddNorm {
   const int32_t* rows = nullptr;      // [num_rows] or null
   uint16_t* x = nullptr;              // [tokens, width] bf16 residual stream
   const uint16_t* update = nullptr;   // [tokens, width] bf16, or null
-  const float* update_f32 = nullptr;  // [tokens, width] fp32 (a sum over ranks), or null; not both
+  const float* update_f32 = nullptr;  // [tokens, width] fp32 (a sum over ranks), or null; one update at most
+  DeviceCombine combine;              // rows not null: the update is row t of its result; its out is not used
   const uint16_t* weight = nullptr;   // [width] bf16; null: only the sum is formed
   uint16_t* normed = nullptr;         // out [num_rows, width] bf16, or null
   uint8_t* act = nullptr;             // out [num_rows, act_pitch] e4m3, columns behind width 0; or null
@@ -223,10 +225,11 @@ struct SampleRule {
   uint64_t index;
 };
 
+inline constexpr int64_t kMostDrawnIds = int64_t{1} << 19;  // sums of weights are exact up to here
 // Draws a token of each row: that of engine/sampler.h for the same logits and rule. Rows without a token as above.
 struct DeviceSample {
   int64_t num_rows = 0;
-  int64_t vocab_size = 0;             // at most 2^19
+  int64_t vocab_size = 0;             // at most kMostDrawnIds
   int64_t pitch = 0;                  // floats between rows
   const float* logits = nullptr;      // [num_rows, pitch]
   const SampleRule* rules = nullptr;  // [num_rows]

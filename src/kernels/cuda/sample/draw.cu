@@ -5,6 +5,7 @@
 #include "core/check.h"
 #include "kernels/cuda/decoder_kernels.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx/chain.cuh"
 #include "kernels/cuda/sample/best.cuh"
 #include "numerics/sampling.h"
 
@@ -169,6 +170,8 @@ __device__ __forceinline__ int draw_id(const Row& row, double uniform, Shared& s
 __global__ void __launch_bounds__(kThreads) draw_kernel(DeviceSample p) {
   __shared__ Shared shared;
   const int64_t r = blockIdx.x;
+  ptx::wait_for_predecessor();
+  ptx::let_successor_start();
   const SampleRule rule = p.rules[r];
   Row row{p.logits + r * p.pitch, p.vocab_size, 0.0f, rule.temperature, rule.min_p, 0};
   Best own = {0, 0};
@@ -201,11 +204,11 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(DeviceSample p) {
 
 void sample(const DeviceSample& p, device::Stream stream) {
   QD_CHECK(p.num_rows >= 0 && p.num_rows <= INT32_MAX, "rows of logits");
-  QD_CHECK(p.vocab_size >= 1 && p.vocab_size <= (int64_t{1} << 19) && p.pitch >= p.vocab_size,
+  QD_CHECK(p.vocab_size >= 1 && p.vocab_size <= kMostDrawnIds && p.pitch >= p.vocab_size,
            "a row of at most 524288 logits");
   QD_CHECK(p.token_at == nullptr || p.slot != nullptr, "slots of the tokens");
   if (p.num_rows == 0) return;
-  draw_kernel<<<static_cast<unsigned>(p.num_rows), kThreads, 0, native(stream)>>>(p);
+  launch_chained(draw_kernel, dim3(static_cast<unsigned>(p.num_rows)), dim3(kThreads), 0, native(stream), p);
   check_launch("sample");
 }
 
