@@ -109,6 +109,30 @@ struct DeviceRouteTokens {
   float* weights = nullptr;                // out [num_tokens, top_k]
 };
 
+// router_logits, route_tokens and plan_routes of few tokens in one launch: same rules, same bits. The last CTA that has
+// made its logits chooses and plans. The rows of x and of the weight lie on 16 bytes.
+struct RouteAndPlan {
+  DeviceRouterLogits logits;  // without the sigmoid
+  DeviceRouteTokens route;    // of these logits
+  PlanRoutes plan;            // of these ids; its scratch is not used
+  // [1]: 0 before the launch and behind it. Launches that may be in flight together have words of their own.
+  uint32_t* arrivals = nullptr;
+  // x as codes with their scales (the bytes of quantize_tokens), to be copied to the row of every slot; or null. For at
+  // most kMostGatheredTokens tokens.
+  const uint8_t* act = nullptr;      // [num_tokens, act_pitch] e4m3
+  const float* act_scale = nullptr;  // [num_tokens]
+  int64_t act_pitch = 0;             // bytes, a multiple of 16
+  uint8_t* slot_act = nullptr;       // out [slots, act_pitch]
+  float* slot_scale = nullptr;       // out [slots]
+};
+inline constexpr int64_t kMostFusedTokens = 64;
+inline constexpr int64_t kMostGatheredTokens = 4;
+// What route_and_plan takes; experts both of the router and here. Where it is false, three calls serve.
+inline constexpr bool fits_route_and_plan(int64_t num_tokens, int64_t num_experts, int64_t top_k, int64_t k) {
+  return num_tokens >= 1 && num_tokens <= kMostFusedTokens && num_experts <= 512 && top_k <= 32 && k % 8 == 0 &&
+         k <= 8192;
+}
+
 // --- Row-wise steps --------------------------------------------------------------------------------------------------
 
 // Quantises each token once and writes its codes to the row of every route (slot_of_route; null: row = token, top_k 1).
@@ -136,6 +160,7 @@ struct QuantizeListed {
   float* act_scale = nullptr;     // out [rows]
   int64_t offset = 0;             // a multiple of 8
   const float* absmax = nullptr;  // [rows] of the whole row, not below that of x; null: that of x
+  bool list_is_older = false;     // as in DeviceW4A8Gemm
 };
 
 // absmax[r] = the largest magnitude of row r (numerics::absmax_step: NaN is passed over), 0 for rows that are not
@@ -224,6 +249,9 @@ struct DeviceW4A8Gemm {
   void* out = nullptr;
   int64_t out_pitch = 0;  // elements between rows of out
   int32_t config = 0;     // index into w4a8_configs()
+  // The tile list was written before the kernel that comes directly in front of this one in the stream, so it may be
+  // read, and weights fetched, while that kernel still runs. Means nothing where `list` has no tiles.
+  bool list_is_older = false;
 };
 
 // --- Ranks -----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@
 //   2. let_successor_start() comes behind that wait. So whoever runs here may read, before its own wait, what the
 //      kernels before its direct predecessor wrote: weights, tables and lists that are older than one kernel.
 //   3. Before its wait a kernel writes no global memory.
+//   4. What the predecessor writes is not read by __ldg() or __ldcg(): to the compiler these are functions of their
+//      address alone, and it may move them in front of the wait. A plain load stays behind it.
 // A kernel that is launched as usual keeps the rule by itself.
 #pragma once
 
