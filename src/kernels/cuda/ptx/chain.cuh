@@ -5,8 +5,11 @@
 //   2. let_successor_start() comes behind that wait. So whoever runs here may read, before its own wait, what the
 //      kernels before its direct predecessor wrote: weights, tables and lists that are older than one kernel.
 //   3. Before its wait a kernel writes no global memory.
-//   4. What the predecessor writes is not read by __ldg() or __ldcg(): to the compiler these are functions of their
-//      address alone, and it may move them in front of the wait. A plain load stays behind it.
+//   4. What kernels of the step write is never read by __ldg (ld.global.nc): the compiler may move such a load to
+//      before the wait, and the read-only path promises nothing about data that change while the kernel is there.
+//      Plain loads or __ldcg; __ldg for weights and tables.
+//   4. What the predecessor writes is not read by __ldg(): ld.global.nc is for memory that nobody writes while the
+//      kernel runs, and here the predecessor does. A plain load behind the wait is right.
 // A kernel that is launched as usual keeps the rule by itself.
 #pragma once
 
