@@ -6,7 +6,7 @@ usage: tools/generate_wgmma.py > src/kernels/cuda/ptx/wgmma.cuh
 """
 import textwrap
 
-TOKENS = (8, 16, 32, 64, 128)
+TOKENS = (8, 16, 32, 64, 96, 128)
 
 HEAD = '''// SPDX-License-Identifier: Apache-2.0
 // wgmma m64nNk32, e4m3 x e4m3 -> fp32, A from registers, B by descriptor. Written by tools/generate_wgmma.py.
