@@ -9,6 +9,7 @@
 #include "core/check.h"
 #include "layout/kv_tile.h"
 #include "model/device_columns.h"
+#include "model/device_observe.h"
 #include "moe/device_steps.h"
 #include "numerics/bf16.h"
 
@@ -79,18 +80,28 @@ Status DeviceDecoder::enqueue_embedding(const StepShape& shape) {
 }
 
 Status DeviceDecoder::enqueue_layers(const StepShape& shape, StepObserver* observer) {
+  observer_ = observer;
+  const Status done = enqueue_blocks(shape);
+  observer_ = nullptr;
+  return done;
+}
+
+Status DeviceDecoder::enqueue_blocks(const StepShape& shape) {
+  layer_ = -1;
   QD_TRY_STATUS(enqueue_embedding(shape));
+  QD_TRY_STATUS(show_update(Module::kEmbedding, memory_.at<uint16_t>(parts_.x), shape.num_tokens));
   update_is_pending_ = false;
-  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
-    QD_TRY_STATUS(enqueue_block(layer, shape, observer));
+  for (layer_ = 0; layer_ < config_.num_layers; ++layer_) {
+    QD_TRY_STATUS(enqueue_block(layer_, shape));
     update_is_pending_ = true;
-    if (observer != nullptr) QD_TRY_STATUS(observe_hidden(layer, shape, observer));
+    QD_TRY_STATUS(show_update(Module::kFeedForward, memory_.at<uint16_t>(parts_.update), shape.num_tokens));
+    QD_TRY_STATUS(show_hidden(shape));
   }
   return {};
 }
 
 // x += attention(norm(x)); the feed-forward's rows stay in `update` for the next norm.
-Status DeviceDecoder::enqueue_block(int64_t layer, const StepShape& shape, StepObserver* observer) {
+Status DeviceDecoder::enqueue_block(int64_t layer, const StepShape& shape) {
   const DeviceLayerView& weights = weights_.layers[static_cast<size_t>(layer)];
   const int64_t tokens = shape.num_tokens;
   enqueue_norm(shape, weights.input_norm, update_is_pending_, any_w4(weights.qkv), any_bf16(weights.qkv));
@@ -100,12 +111,15 @@ Status DeviceDecoder::enqueue_block(int64_t layer, const StepShape& shape, StepO
     QD_TRY_STATUS(enqueue_linear(matrix, normed_input(tokens), {kernels::GemmOutput::kRowsBf16, qkv, qkv_width}));
     qkv += matrix.shape.n;
   }
+  QD_TRY_STATUS(show_projections(tokens));
   QD_TRY_STATUS(enqueue_attention(layer, shape));
-  QD_TRY_STATUS(enqueue_o(layer, tokens, memory_.open<uint16_t>(parts_.update, stream_)));
+  auto* const update = memory_.open<uint16_t>(parts_.update, stream_);
+  QD_TRY_STATUS(enqueue_o(layer, tokens, update));
+  QD_TRY_STATUS(show_update(Module::kAttention, update, tokens));
   const bool dense_w4 = weights.dense && weights.dense->is_w4();
   enqueue_norm(shape, weights.post_attention_norm, true, dense_w4, !dense_w4);
   QD_TRY_STATUS(enqueue_feed_forward(layer, tokens));
-  return observer == nullptr || !weights.is_moe() ? Status() : enqueue_moe_observer(layer, tokens, observer);
+  return weights.is_moe() ? show_moe_block(tokens) : Status();
 }
 
 // `mixed` -> out, which is a sum where ranks hold the heads.
@@ -114,29 +128,37 @@ Status DeviceDecoder::enqueue_o(int64_t layer, int64_t num_tokens, uint16_t* out
   Input mixed{num_tokens, memory_.at<uint16_t>(parts_.mixed), nullptr, nullptr};
   if (const layout::ModelShard* const held = shard_.own()) {
     const int64_t offset = o.shape.is_w4 ? held->layers[static_cast<size_t>(layer)].attention.o.k_offset() : 0;
-    return enqueue_row_parallel(o, {mixed.x, num_tokens, config_.q_width(), offset}, out);
+    return enqueue_row_parallel(Module::kAttention, o, {mixed.x, num_tokens, config_.q_width(), offset}, out);
   }
   if (o.shape.is_w4) {
     auto* act = memory_.open<uint8_t>(parts_.mixed_act, stream_);
     auto* act_scale = memory_.open<float>(parts_.mixed_scale, stream_);
-    enqueue_quantise(mixed.x, num_tokens, config_.q_width(), act, act_scale);
+    QD_TRY_STATUS(enqueue_quantise(Module::kAttention, mixed.x, num_tokens, config_.q_width(), act, act_scale));
     mixed.act = act;
     mixed.act_scale = act_scale;
+  } else {
+    QD_TRY_STATUS(show_rows(Module::kAttention, "x", mixed.x, num_tokens, config_.q_width()));
   }
   return enqueue_linear(o, mixed, {kernels::GemmOutput::kRowsBf16, out, config_.hidden_size});
 }
 
-Status DeviceDecoder::enqueue_row_parallel(const DeviceMatrix& matrix, const moe::DeviceSplitRows& rows,
+Status DeviceDecoder::enqueue_row_parallel(Module module, const DeviceMatrix& matrix, const moe::DeviceSplitRows& rows,
                                            uint16_t* out) {
   if (matrix.shape.is_w4) {
+    DeviceStages stages(observer_, layer_, module);
+    moe::DeviceLayerOptions options;
+    options.observer = stages.get();
     return moe::run_row_parallel_linear(table_, matrix.w4, rows, ranks_, out, memory_.at<void>(parts_.row_parallel),
-                                        parts_.row_parallel.bytes, stream_);
+                                        parts_.row_parallel.bytes, stream_, options);
   }
+  const bool is_attention = module == Module::kAttention;
+  if (is_attention) QD_TRY_STATUS(show_rows(module, "x", rows.x, rows.num_rows, rows.held));
   auto* const partial = memory_.open<float>(parts_.partial, stream_);
   DeviceMatrix own = matrix;
   if (!ranks_.adds_bias()) own.bias = nullptr;
   QD_TRY_STATUS(enqueue_linear(own, {rows.num_rows, rows.x, nullptr, nullptr},
                                {kernels::GemmOutput::kRowsF32, partial, matrix.shape.n}));
+  if (!is_attention) QD_TRY_STATUS(show_partial_rows(module, partial, rows.num_rows));
   return moe::enqueue_sum(table_, ranks_, partial, rows.num_rows * matrix.shape.n, out, stream_);
 }
 
@@ -251,7 +273,8 @@ DeviceDecoder::Input DeviceDecoder::normed_input(int64_t num_rows) const {
           memory_.at<float>(parts_.act_scale)};
 }
 
-void DeviceDecoder::enqueue_quantise(const uint16_t* x, int64_t num_rows, int64_t k, uint8_t* act, float* act_scale) {
+Status DeviceDecoder::enqueue_quantise(Module module, const uint16_t* x, int64_t num_rows, int64_t k, uint8_t* act,
+                                       float* act_scale) {
   kernels::QuantizeTokens quantize;
   quantize.num_tokens = num_rows;
   quantize.k = k;
@@ -261,6 +284,7 @@ void DeviceDecoder::enqueue_quantise(const uint16_t* x, int64_t num_rows, int64_
   quantize.act_scale = act_scale;
   device::before_step("quantize_tokens", stream_);
   table_.quantize_tokens(quantize, stream_);
+  return show_quantised(module, quantize);
 }
 
 Status DeviceDecoder::enqueue_linear(const DeviceMatrix& matrix, const Input& input, const Output& output) {
@@ -339,10 +363,7 @@ Status DeviceDecoder::enqueue_logits(const StepShape& shape, int64_t first, int6
   }
   device::before_step("final_norm", stream_);
   table_.add_norm(norm, stream_);
-  if (observer != nullptr) {
-    QD_TRY(const std::vector<float> rows, read_bf16(norm.normed, count * norm.width));
-    observer->final_norm(rows.data(), count, norm.width);
-  }
+  QD_TRY_STATUS(show_final_norm(norm.normed, count, observer));
   QD_TRY_STATUS(enqueue_head(input));
   enqueue_choice(shape, first, count);
   return {};

@@ -70,16 +70,16 @@ class DeviceDecoder {
     void* out = nullptr;
     int64_t pitch = 0;  // elements
   };
-  Status enqueue_block(int64_t layer, const StepShape& shape, StepObserver* observer);
+  Status enqueue_blocks(const StepShape& shape);
+  Status enqueue_block(int64_t layer, const StepShape& shape);
   Status enqueue_embedding(const StepShape& shape);
   Status enqueue_attention(int64_t layer, const StepShape& shape);
   Status enqueue_o(int64_t layer, int64_t num_tokens, uint16_t* out);
   Status gather_whole_rows(const StepShape& shape, kernels::DeviceQkv* heads);
   Status enqueue_head(const Input& input);
   void enqueue_choice(const StepShape& shape, int64_t first, int64_t count);
-  Status enqueue_moe_observer(int64_t layer, int64_t num_tokens, StepObserver* observer);
-  Status enqueue_dense(const DeviceMlpView& mlp, const Input& input, uint16_t* rows);
-  Result<const uint16_t*> enqueue_hidden(const DeviceMlpView& mlp, const Input& input);
+  Status enqueue_dense(Module module, const DeviceMlpView& mlp, const Input& input, uint16_t* rows);
+  Result<const uint16_t*> enqueue_hidden(Module module, const DeviceMlpView& mlp, const Input& input);
   // Rows of the experts' second product, bf16 or of ranks fp32, and how they are combined.
   struct Bf16Rows {
     int64_t num_tokens = 0;
@@ -92,15 +92,27 @@ class DeviceDecoder {
   Status combine_bf16_partial(const DeviceLayerView& layer, const Bf16Rows& from);
   const float* enqueue_shared_gate(const DeviceLayerView& layer, int64_t num_tokens);
   // `x` [num_rows, held columns of the matrix]: a sum over the ranks.
-  Status enqueue_row_parallel(const DeviceMatrix& matrix, const moe::DeviceSplitRows& rows, uint16_t* out);
+  Status enqueue_row_parallel(Module module, const DeviceMatrix& matrix, const moe::DeviceSplitRows& rows,
+                              uint16_t* out);
   Status enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num_tokens);
   // `update`: added to the stream first, or null. `quantised`: the codes are wanted, `plain`: the bf16 rows.
   void enqueue_norm(const StepShape& shape, const uint16_t* weight, bool has_update, bool quantised, bool plain);
   Status enqueue_linear(const DeviceMatrix& matrix, const Input& input, const Output& output);
-  void enqueue_quantise(const uint16_t* x, int64_t num_rows, int64_t k, uint8_t* act, float* act_scale);
+  Status enqueue_quantise(Module module, const uint16_t* x, int64_t num_rows, int64_t k, uint8_t* act,
+                          float* act_scale);
   void enqueue_router(const DeviceLayerView& layer, int64_t num_tokens);
-  Status observe_hidden(int64_t layer, const StepShape& shape, StepObserver* observer);
-  Result<std::vector<float>> read_bf16(const uint16_t* rows, int64_t count) const;
+  // device_observe.cpp: nothing where nobody looks.
+  Status show_projections(int64_t num_tokens);
+  Status show_rows(Module module, const char* name, const uint16_t* rows, int64_t num_rows, int64_t width) const;
+  Status show_partial_rows(Module module, const float* rows, int64_t num_rows) const;
+  Status show_quantised(Module module, const kernels::QuantizeTokens& input) const;
+  Status show_plan(const kernels::PlanRoutes& plan) const;
+  Status show_bf16_experts(const kernels::PlanRoutes& plan, const uint16_t* hidden, const void* rows) const;
+  Status show_update(Module module, uint16_t* rows, int64_t num_tokens) const;
+  Status show_router(int64_t num_tokens) const;
+  Status show_moe_block(int64_t num_tokens) const;
+  Status show_hidden(const StepShape& shape);
+  Status show_final_norm(const uint16_t* rows, int64_t num_rows, StepObserver* observer) const;
   Input normed_input(int64_t num_rows) const;
   const int32_t* ints(int64_t place) const { return block() + place; }
 
@@ -115,7 +127,9 @@ class DeviceDecoder {
   DeviceDecoderMemory given_;
   moe::DeviceStreams streams_;
   device::Stream stream_;
-  bool update_is_pending_ = false;  // the last feed-forward's rows are not in the stream yet
+  StepObserver* observer_ = nullptr;  // of the layers that are being enqueued
+  int64_t layer_ = -1;                // likewise
+  bool update_is_pending_ = false;    // the last feed-forward's rows are not in the stream yet
 };
 
 }  // namespace quadrille::model

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The feed-forward of a layer on a GPU in each of its kinds.
 #include "model/device_decoder.h"
+#include "model/device_observe.h"
 #include "moe/device_steps.h"
 
 namespace quadrille::model {
@@ -17,40 +18,47 @@ void DeviceDecoder::enqueue_router(const DeviceLayerView& layer, int64_t num_tok
 Status DeviceDecoder::enqueue_feed_forward(int64_t index, int64_t num_tokens) {
   const DeviceLayerView& layer = weights_.layers[static_cast<size_t>(index)];
   if (!layer.is_moe()) {
-    return enqueue_dense(*layer.dense, normed_input(num_tokens), memory_.open<uint16_t>(parts_.update, stream_));
+    return enqueue_dense(Module::kMlp, *layer.dense, normed_input(num_tokens),
+                         memory_.open<uint16_t>(parts_.update, stream_));
   }
   enqueue_router(layer, num_tokens);
+  QD_TRY_STATUS(show_router(num_tokens));
   if (!layer.moe) return enqueue_bf16_moe(layer, num_tokens);
   moe::DeviceBatch batch;
   batch.num_tokens = num_tokens;
   batch.x = input_rows();
   batch.router_logits = memory_.at<float>(parts_.router_logits);
   batch.out = memory_.open<uint16_t>(parts_.update, stream_);
+  DeviceStages stages(observer_, index, Module::kExperts);
+  moe::DeviceLayerOptions options;
+  options.observer = stages.get();
   return moe::run_device_layer(table_, *layer.moe, batch, memory_.at<void>(parts_.moe), parts_.moe.bytes, streams_,
-                               status());
+                               status(), options);
 }
 
 // The activated rows [num_rows, width].
-Result<const uint16_t*> DeviceDecoder::enqueue_hidden(const DeviceMlpView& mlp, const Input& input) {
+Result<const uint16_t*> DeviceDecoder::enqueue_hidden(Module module, const DeviceMlpView& mlp, const Input& input) {
   auto* hidden = memory_.open<uint16_t>(parts_.mlp_hidden, stream_);
   QD_TRY_STATUS(enqueue_linear(mlp.gate_up, input, {kernels::GemmOutput::kActivated, hidden, mlp.width}));
+  QD_TRY_STATUS(show_rows(module, "act", hidden, input.num_rows, mlp.width));
   return hidden;
 }
 
-Status DeviceDecoder::enqueue_dense(const DeviceMlpView& mlp, const Input& input, uint16_t* rows) {
-  QD_TRY(const uint16_t* const hidden, enqueue_hidden(mlp, input));
+Status DeviceDecoder::enqueue_dense(Module module, const DeviceMlpView& mlp, const Input& input, uint16_t* rows) {
+  QD_TRY(const uint16_t* const hidden, enqueue_hidden(module, mlp, input));
   if (shard_.is_split()) {
-    return enqueue_row_parallel(mlp.down, {hidden, input.num_rows, mlp.width, mlp.down_offset}, rows);
+    return enqueue_row_parallel(module, mlp.down, {hidden, input.num_rows, mlp.width, mlp.down_offset}, rows);
   }
   Input second{input.num_rows, hidden, nullptr, nullptr};
   if (mlp.is_w4()) {
     auto* act = memory_.open<uint8_t>(parts_.mlp_act, stream_);
     auto* act_scale = memory_.open<float>(parts_.mlp_scale, stream_);
-    enqueue_quantise(hidden, input.num_rows, mlp.width, act, act_scale);
+    QD_TRY_STATUS(enqueue_quantise(module, hidden, input.num_rows, mlp.width, act, act_scale));
     second.act = act;
     second.act_scale = act_scale;
   }
-  return enqueue_linear(mlp.down, second, {kernels::GemmOutput::kRowsBf16, rows, config_.hidden_size});
+  QD_TRY_STATUS(enqueue_linear(mlp.down, second, {kernels::GemmOutput::kRowsBf16, rows, config_.hidden_size}));
+  return show_rows(module, "gemm2_out", rows, input.num_rows, config_.hidden_size);
 }
 
 Status DeviceDecoder::enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num_tokens) {
@@ -123,7 +131,10 @@ Status DeviceDecoder::enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num
   gemm.out_pitch = config_.hidden_size;
   device::before_step("bf16_gemm", stream_);
   table_.bf16_gemm(gemm, stream_);
-  return combine_bf16(layer, {num_tokens, rows, plan.slot_of_route, route.weights, memory.at<float>(parts.shared)});
+  QD_TRY_STATUS(show_bf16_experts(plan, hidden, rows));
+  QD_TRY_STATUS(
+      combine_bf16(layer, {num_tokens, rows, plan.slot_of_route, route.weights, memory.at<float>(parts.shared)}));
+  return show_rows(Module::kExperts, "out", output_rows(), num_tokens, config_.hidden_size);
 }
 
 // The sigmoid gate of a shared expert, or null.
@@ -146,7 +157,7 @@ Status DeviceDecoder::combine_bf16(const DeviceLayerView& layer, const Bf16Rows&
   combine.weight = from.weight;
   if (layer.shared) {
     auto* shared = memory_.open<uint16_t>(parts_.mlp_rows, stream_);
-    QD_TRY_STATUS(enqueue_dense(*layer.shared, normed_input(from.num_tokens), shared));
+    QD_TRY_STATUS(enqueue_dense(Module::kShared, *layer.shared, normed_input(from.num_tokens), shared));
     combine.shared = shared;
     combine.shared_gate = enqueue_shared_gate(layer, from.num_tokens);
   }
@@ -167,11 +178,12 @@ Status DeviceDecoder::combine_bf16_partial(const DeviceLayerView& layer, const B
   combine.slot = from.slot;
   combine.weight = from.weight;
   if (layer.shared) {
-    QD_TRY(const uint16_t* const hidden, enqueue_hidden(*layer.shared, normed_input(from.num_tokens)));
+    QD_TRY(const uint16_t* const hidden, enqueue_hidden(Module::kShared, *layer.shared, normed_input(from.num_tokens)));
     DeviceMatrix down = layer.shared->down;
     if (!ranks_.adds_bias()) down.bias = nullptr;
     QD_TRY_STATUS(enqueue_linear(down, {from.num_tokens, hidden, nullptr, nullptr},
                                  {kernels::GemmOutput::kRowsF32, from.shared, config_.hidden_size}));
+    QD_TRY_STATUS(show_partial_rows(Module::kShared, from.shared, from.num_tokens));
     combine.shared = from.shared;
     combine.shared_gate = enqueue_shared_gate(layer, from.num_tokens);
   }

@@ -297,6 +297,9 @@ kernels::Numerics DeviceModel::numerics() const {
 const std::vector<std::string>& DeviceModel::notes() const {
   return impl_->notes;
 }
+const std::vector<layout::ModelShard>& DeviceModel::shards() const {
+  return impl_->shard.all;
+}
 void DeviceModel::set_observer(StepObserver* observer) {
   impl_->observer = observer;
 }

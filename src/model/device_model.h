@@ -64,6 +64,7 @@ class DeviceModel final : public AnyModel, public AsyncForward {
   std::string backend() const override { return "cuda"; }
   MemoryUse memory() const override;
   const std::vector<std::string>& notes() const override;
+  const std::vector<layout::ModelShard>& shards() const override;
   // With an observer steps are enqueued call by call, and the host waits between layers.
   void set_observer(StepObserver* observer) override;
   Status run_moe_block(int64_t layer, std::span<const float> x, int64_t num_tokens, std::span<float> out) override;
