@@ -22,6 +22,7 @@ struct DeviceTable {
   void (*plan_masked)(const PlanMasked&, device::Stream);
   void (*router_logits)(const DeviceRouterLogits&, device::Stream);
   void (*route_tokens)(const DeviceRouteTokens&, device::Stream);
+  void (*route_and_plan)(const RouteAndPlan&, device::Stream);
   void (*quantize_tokens)(const QuantizeTokens&, device::Stream);
   void (*quantize_listed)(const QuantizeListed&, device::Stream);
   void (*row_absmax)(const RowAbsmax&, device::Stream);

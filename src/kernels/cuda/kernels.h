@@ -16,6 +16,7 @@ void plan_routes(const PlanRoutes& p, device::Stream stream);
 void plan_masked(const PlanMasked& p, device::Stream stream);
 void router_logits(const DeviceRouterLogits& p, device::Stream stream);
 void route_tokens(const DeviceRouteTokens& p, device::Stream stream);
+void route_and_plan(const RouteAndPlan& p, device::Stream stream);
 void combine(const DeviceCombine& p, device::Stream stream);
 void combine_partial(const DeviceCombinePartial& p, device::Stream stream);
 // rowwise/

@@ -15,6 +15,7 @@ const DeviceTable kCudaTable = {
     .plan_masked = cuda::plan_masked,
     .router_logits = cuda::router_logits,
     .route_tokens = cuda::route_tokens,
+    .route_and_plan = cuda::route_and_plan,
     .quantize_tokens = cuda::quantize_tokens,
     .quantize_listed = cuda::quantize_listed,
     .row_absmax = cuda::row_absmax,

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Residual sum, RMSNorm and FP8 codes in one pass over a row: a block a row, the row in shared memory. The sum of
-// squares is 32 chains (numerics/lane_sum.h): the lanes of one warp, while the others wait.
+// Residual sum (of the experts' rows, too), RMSNorm and FP8 codes in one pass over a row: a block a row. The sum of
+// squares is 32 chains (numerics/lane_sum.h): the lanes of one warp, which reads the row from shared memory while the
+// others wait.
 #include "core/check.h"
 #include "kernels/cuda/decoder/bf16_vector.cuh"
 #include "kernels/cuda/decoder_kernels.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/moe/combine_columns.cuh"
 #include "kernels/cuda/moe/warp.cuh"
+#include "kernels/cuda/ptx/chain.cuh"
 #include "numerics/act_quant.h"
 #include "numerics/elementwise.h"
 
@@ -16,95 +19,168 @@ constexpr int kLanes = 32;
 constexpr int kMostThreads = 512;
 constexpr int64_t kMostWidth = 24000;  // of a row in shared memory
 
-__device__ __forceinline__ uint4 added(const DeviceAddNorm& p, int64_t row, int64_t i) {
-  const uint4 v = *(reinterpret_cast<const uint4*>(p.x + row * p.width) + i);
-  if (p.update == nullptr && p.update_f32 == nullptr) return v;
-  float x[8], y[8];
-  unpack(v, x);
-  if (p.update != nullptr) {
-    unpack(*(reinterpret_cast<const uint4*>(p.update + row * p.width) + i), y);
-  } else {
-    const float4* update = reinterpret_cast<const float4*>(p.update_f32 + row * p.width) + 2 * i;
-    const float4 a = update[0], b = update[1];
-    const float sum[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-#pragma unroll
-    for (int j = 0; j < 8; ++j) y[j] = numerics::round_to_bf16(sum[j]);
+__device__ __forceinline__ uint4 vector_at(const uint16_t* rows, int64_t row, int64_t width, int64_t i) {
+  return *(reinterpret_cast<const uint4*>(rows + row * width) + i);
+}
+
+// Vector i of row t of the combine's result: the chain of combine.cu.
+__device__ __forceinline__ uint4 combined(const DeviceCombine& p, int64_t t, int64_t i) {
+  const int64_t column = i * kVectorColumns;
+  uint4 shared_row = {};
+  float gate = 1.0f;
+  if (p.shared != nullptr) {
+    shared_row = vector_at(p.shared, t, p.width, i);
+    if (p.shared_gate != nullptr) gate = p.shared_gate[t];
   }
+  Bf16Columns columns = {};
+  for (int64_t first = 0; first < p.top_k; first += kRowsAtOnce) {
+    int32_t slot[kRowsAtOnce];
+    float weight[kRowsAtOnce];
+    uint4 row[kRowsAtOnce];
+#pragma unroll
+    for (int j = 0; j < kRowsAtOnce; ++j) {
+      const bool exists = first + j < p.top_k;
+      slot[j] = exists ? p.slot[t * p.top_k + first + j] : -1;
+      weight[j] = exists && p.weight != nullptr ? p.weight[t * p.top_k + first + j] : 1.0f;
+    }
+#pragma unroll
+    for (int j = 0; j < kRowsAtOnce; ++j) {
+      if (slot[j] >= 0) row[j] = *reinterpret_cast<const uint4*>(p.rows + slot[j] * p.width + column);
+    }
+#pragma unroll
+    for (int j = 0; j < kRowsAtOnce; ++j) {
+      if (slot[j] >= 0) columns.add(weight[j], row[j]);
+    }
+  }
+  if (p.shared != nullptr) columns.add(gate, shared_row);
+  return columns.result();
+}
+
+// What is added to vector i of row t, as bf16.
+__device__ __forceinline__ uint4 update_of(const DeviceAddNorm& p, int64_t t, int64_t i) {
+  if (p.update != nullptr) return vector_at(p.update, t, p.width, i);
+  const float4* update = reinterpret_cast<const float4*>(p.update_f32 + t * p.width) + 2 * i;
+  const float4 a = update[0], b = update[1];
+  const float sum[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+  return pack(sum);
+}
+
+__device__ __forceinline__ uint4 sum_of(const uint4& a, const uint4& b) {
+  float x[8], y[8];
+  unpack(a, x);
+  unpack(b, y);
 #pragma unroll
   for (int j = 0; j < 8; ++j) x[j] = x[j] + y[j];
-  const uint4 result = pack(x);
-  *(reinterpret_cast<uint4*>(p.x + row * p.width) + i) = result;
-  return result;
+  return pack(x);
 }
 
 // The lane's chain of squares over a row of bf16.
-__device__ __forceinline__ float squares_of_lane(const uint16_t* row, int64_t width, int lane) {
+__device__ __forceinline__ float squares_of_lane(const uint16_t* row, int width, int lane) {
   float sum = 0.0f;
-#pragma unroll 16
-  for (int64_t i = lane; i < width; i += kLanes) {
+#pragma unroll 32
+  for (int i = lane; i < width; i += kLanes) {
     const float x = numerics::bf16_to_f32(row[i]);
     sum = __builtin_fmaf(x, x, sum);
   }
   return sum;
 }
 
-// The row becomes its norm, here and in p.normed; returns the thread's largest magnitude.
-__device__ __forceinline__ float normalise(const DeviceAddNorm& p, int64_t r, float scale, uint4* row) {
-  float absmax = 0.0f;
-  for (int64_t i = threadIdx.x; i < p.width / kVectorColumns; i += blockDim.x) {
-    float x[8], w[8];
-    unpack(row[i], x);
-    unpack(__ldg(reinterpret_cast<const uint4*>(p.weight) + i), w);
+// x becomes its norm; returns the largest magnitude.
+__device__ __forceinline__ float normalised(uint4& v, const uint4& weight, float scale, float absmax) {
+  float x[8], w[8];
+  unpack(v, x);
+  unpack(weight, w);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      x[j] = numerics::rms_norm_value(x[j], scale, w[j], true);
-      absmax = numerics::absmax_step(absmax, x[j]);
-    }
-    const uint4 v = pack(x);
-    row[i] = v;
-    if (p.normed != nullptr) reinterpret_cast<uint4*>(p.normed + r * p.width)[i] = v;
+  for (int j = 0; j < 8; ++j) {
+    x[j] = numerics::rms_norm_value(x[j], scale, w[j], true);
+    absmax = numerics::absmax_step(absmax, x[j]);
   }
+  v = pack(x);
   return absmax;
 }
 
-__global__ void __launch_bounds__(kMostThreads) add_norm_kernel(DeviceAddNorm p) {
+// The scale of the row's codes from the largest magnitude of each thread. Magnitudes without NaN order like their bits.
+__device__ __forceinline__ float scale_of_block(float absmax, uint32_t* of_warps) {
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const int num_warps = static_cast<int>(blockDim.x) / kLanes;
+  const uint32_t of_warp = __reduce_max_sync(kWholeWarp, numerics::bits_of(absmax));
+  if (lane == 0) of_warps[threadIdx.x / kLanes] = of_warp;
+  __syncthreads();  // the maxima of all warps stand
+  return numerics::act_scale_of_absmax(
+      numerics::float_of(__reduce_max_sync(kWholeWarp, lane < num_warps ? of_warps[lane] : 0u)));
+}
+
+// kOneVector: no thread has more than one vector of the row, which stays in registers; else the row lives in shared
+// memory. kCombines: the update is that of p.combine.
+template <bool kOneVector, bool kCombines>
+__global__ void __launch_bounds__(kMostThreads) add_norm_kernel(const __grid_constant__ DeviceAddNorm p) {
   extern __shared__ __align__(16) uint4 row[];
   __shared__ float norm_scale;
   __shared__ uint32_t of_warps[kLanes];
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const int warp = static_cast<int>(threadIdx.x) / kLanes;
+  const int threads = static_cast<int>(blockDim.x);
+  const int own = static_cast<int>(threadIdx.x);
+  const int lane = own % kLanes;
+  const int vectors = static_cast<int>(p.width) / kVectorColumns;
   const int64_t r = blockIdx.x;
+  const uint4* const weights = reinterpret_cast<const uint4*>(p.weight);
+  uint4 held = {}, own_weight = {};
+  if (kOneVector && p.weight != nullptr && own < vectors) own_weight = __ldg(weights + own);
+  const auto each = [&](const auto& step) {
+    if constexpr (kOneVector) {
+      if (own < vectors) step(own, held);
+    } else {
+      for (int i = own; i < vectors; i += threads) step(i, row[i]);
+    }
+  };
+  ptx::wait_for_predecessor();
+  ptx::let_successor_start();
   const int64_t t = p.rows == nullptr ? r : p.rows[r];
-  const int64_t vectors = p.width / kVectorColumns;
-  for (int64_t i = threadIdx.x; i < vectors; i += blockDim.x) row[i] = added(p, t, i);
+  each([&](int i, uint4& v) {
+    uint4 x = vector_at(p.x, t, p.width, i);
+    if (kCombines || p.update != nullptr || p.update_f32 != nullptr) {
+      x = sum_of(x, kCombines ? combined(p.combine, t, i) : update_of(p, t, i));
+      reinterpret_cast<uint4*>(p.x + t * p.width)[i] = x;
+    }
+    v = x;
+    row[i] = x;
+  });
   if (p.weight == nullptr) return;
   __syncthreads();  // the row stands
-  if (warp == 0) {
-    const float sum = warp_tree_sum(squares_of_lane(reinterpret_cast<const uint16_t*>(row), p.width, lane));
+  if (own < kLanes) {
+    const float sum =
+        warp_tree_sum(squares_of_lane(reinterpret_cast<const uint16_t*>(row), static_cast<int>(p.width), lane));
     if (lane == 0) norm_scale = numerics::rms_scale(sum, p.width, p.eps);
   }
   __syncthreads();  // its scale stands
-  const float absmax = normalise(p, r, norm_scale, row);
+  float absmax = 0.0f;
+  each([&](int i, uint4& v) {
+    absmax = normalised(v, kOneVector ? own_weight : __ldg(weights + i), norm_scale, absmax);
+    if (p.normed != nullptr) reinterpret_cast<uint4*>(p.normed + r * p.width)[i] = v;
+  });
   if (p.act == nullptr) return;
-  // Magnitudes without NaN order like their bits.
-  const uint32_t of_warp = __reduce_max_sync(kWholeWarp, numerics::bits_of(absmax));
-  if (lane == 0) of_warps[warp] = of_warp;
-  __syncthreads();  // the maxima of all warps stand
-  const int num_warps = static_cast<int>(blockDim.x) / kLanes;
-  const float top = numerics::float_of(__reduce_max_sync(kWholeWarp, lane < num_warps ? of_warps[lane] : 0u));
-  const float scale = numerics::act_scale_of_absmax(top);
-  if (threadIdx.x == 0) p.act_scale[r] = scale;
+  const float scale = scale_of_block(absmax, of_warps);
+  if (own == 0) p.act_scale[r] = scale;
   const Divisor divisor = divisor_of(scale);
   uint2* codes = reinterpret_cast<uint2*>(p.act + r * p.act_pitch);
-  for (int64_t i = threadIdx.x; i < p.act_pitch / kVectorColumns; i += blockDim.x) {
+  each([&](int i, uint4& v) {
     float x[8];
-    if (i < vectors) unpack(row[i], x);
-    codes[i] = i < vectors ? e4m3_codes(x, divisor) : make_uint2(0, 0);
-  }
+    unpack(v, x);
+    codes[i] = e4m3_codes(x, divisor);
+  });
+  for (int64_t i = vectors + own; i < p.act_pitch / kVectorColumns; i += threads) codes[i] = make_uint2(0, 0);
 }
 
 bool on_16_bytes(const void* memory) {
   return reinterpret_cast<uintptr_t>(memory) % 16 == 0;
+}
+
+void check_update(const DeviceAddNorm& p) {
+  const DeviceCombine& c = p.combine;
+  const int updates = (p.update != nullptr) + (p.update_f32 != nullptr) + (c.rows != nullptr);
+  QD_CHECK(updates <= 1, "one update");
+  QD_CHECK(on_16_bytes(p.update) && on_16_bytes(p.update_f32) && on_16_bytes(c.rows) && on_16_bytes(c.shared),
+           "updates on 16 bytes");
+  if (c.rows != nullptr) QD_CHECK(c.width == p.width && c.top_k >= 0, "experts' rows of the stream's width");
 }
 
 }  // namespace
@@ -113,16 +189,20 @@ void add_norm(const DeviceAddNorm& p, device::Stream stream) {
   QD_CHECK(p.num_rows >= 0 && p.num_rows <= INT32_MAX, "rows of the norm");
   QD_CHECK(p.width >= kVectorColumns && p.width % kVectorColumns == 0 && p.width <= kMostWidth,
            "a width that is a multiple of 8, at most 24000");
-  QD_CHECK(p.update == nullptr || p.update_f32 == nullptr, "one update");
-  QD_CHECK(on_16_bytes(p.x) && on_16_bytes(p.update) && on_16_bytes(p.update_f32) && on_16_bytes(p.weight) &&
-               on_16_bytes(p.normed) && on_16_bytes(p.act),
+  check_update(p);
+  QD_CHECK(on_16_bytes(p.x) && on_16_bytes(p.weight) && on_16_bytes(p.normed) && on_16_bytes(p.act),
            "rows on 16 bytes");
   QD_CHECK(p.act == nullptr || (p.act_pitch >= p.width && p.act_pitch % 16 == 0), "a pitch that holds the codes");
   QD_CHECK(p.weight != nullptr || (p.normed == nullptr && p.act == nullptr), "weights of the norm");
   if (p.num_rows == 0) return;
-  const int64_t warps = (p.width / kVectorColumns + kLanes - 1) / kLanes;
-  const auto threads = static_cast<unsigned>(warps * kLanes < kMostThreads ? warps * kLanes : kMostThreads);
-  add_norm_kernel<<<static_cast<unsigned>(p.num_rows), threads, p.width * 2, native(stream)>>>(p);
+  const int64_t vectors = p.width / kVectorColumns;
+  const bool one = vectors <= kMostThreads;
+  const int64_t threads = one ? (vectors + kLanes - 1) / kLanes * kLanes : kMostThreads;
+  const bool combines = p.combine.rows != nullptr;
+  auto* kernel = combines ? (one ? add_norm_kernel<true, true> : add_norm_kernel<false, true>)
+                          : (one ? add_norm_kernel<true, false> : add_norm_kernel<false, false>);
+  launch_chained(kernel, static_cast<unsigned>(p.num_rows), static_cast<unsigned>(threads),
+                 static_cast<size_t>(p.width * 2), native(stream), p);
   check_launch("add_norm");
 }
 

@@ -4,6 +4,7 @@
 #include "kernels/cuda/decoder/bf16_vector.cuh"
 #include "kernels/cuda/decoder_kernels.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx/chain.cuh"
 
 namespace quadrille::kernels::cuda {
 namespace {
@@ -11,7 +12,9 @@ namespace {
 constexpr int kThreads = 256;
 constexpr uint32_t kMinusZeros = 0x80008000u;
 
-__global__ void __launch_bounds__(kThreads) embed_kernel(DeviceEmbed p) {
+__global__ void __launch_bounds__(kThreads) embed_kernel(const __grid_constant__ DeviceEmbed p) {
+  ptx::wait_for_predecessor();
+  ptx::let_successor_start();
   const int64_t t = blockIdx.x;
   const int64_t row = static_cast<int64_t>(p.ids[t]) - p.first_row;
   const bool is_here = row >= 0 && row < p.num_rows;
@@ -43,7 +46,7 @@ void embed(const DeviceEmbed& p, device::Stream stream) {
   if (p.num_tokens == 0) return;
   const int blocks = ceil_div(p.width / kVectorColumns, kThreads);
   const dim3 grid(static_cast<unsigned>(p.num_tokens), static_cast<unsigned>(blocks < 1024 ? blocks : 1024));
-  embed_kernel<<<grid, kThreads, 0, native(stream)>>>(p);
+  launch_chained(embed_kernel, grid, kThreads, 0, native(stream), p);
   check_launch("embed");
 }
 

@@ -5,17 +5,20 @@
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/moe/combine_columns.cuh"
+#include "kernels/cuda/ptx/chain.cuh"
 
 namespace quadrille::kernels::cuda {
 namespace {
 
 template <typename Value>
 __device__ __forceinline__ uint4 load_row(const Value* rows, int64_t row, int64_t width, int64_t column) {
-  return __ldg(reinterpret_cast<const uint4*>(rows + row * width + column));
+  return *reinterpret_cast<const uint4*>(rows + row * width + column);
 }
 
 template <typename Columns, typename Problem>
-__global__ void __launch_bounds__(kMostCombineThreads) combine_kernel(Problem p) {
+__global__ void __launch_bounds__(kMostCombineThreads) combine_kernel(const __grid_constant__ Problem p) {
+  ptx::wait_for_predecessor();
+  ptx::let_successor_start();
   const int64_t t = blockIdx.x;
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * Columns::kColumns;
   if (column >= p.width) return;
@@ -33,8 +36,8 @@ __global__ void __launch_bounds__(kMostCombineThreads) combine_kernel(Problem p)
 #pragma unroll
     for (int j = 0; j < kRowsAtOnce; ++j) {
       const bool exists = first + j < p.top_k;
-      slot[j] = exists ? __ldg(p.slot + t * p.top_k + first + j) : -1;
-      weight[j] = exists && p.weight != nullptr ? __ldg(p.weight + t * p.top_k + first + j) : 1.0f;
+      slot[j] = exists ? p.slot[t * p.top_k + first + j] : -1;
+      weight[j] = exists && p.weight != nullptr ? p.weight[t * p.top_k + first + j] : 1.0f;
     }
 #pragma unroll
     for (int j = 0; j < kRowsAtOnce; ++j) {
@@ -64,7 +67,7 @@ void launch(const Problem& p, device::Stream stream) {
   const int threads = warps < kMostCombineThreads / 32 ? static_cast<int>(warps) * 32 : kMostCombineThreads;
   const dim3 grid(static_cast<unsigned>(p.num_tokens), ceil_div(pieces, threads));
   QD_CHECK(grid.y <= 65535, "a width of at most 67 million");
-  combine_kernel<Columns, Problem><<<grid, threads, 0, native(stream)>>>(p);
+  launch_chained(combine_kernel<Columns, Problem>, grid, threads, 0, native(stream), p);
   check_launch("combine");
 }
 

@@ -29,9 +29,9 @@ struct SmallPlanShape {
   int segments;  // warps that have routes
   int threads;
 };
-constexpr SmallPlanShape small_plan_shape(int64_t num_routes, int64_t num_experts) {
+constexpr SmallPlanShape small_plan_shape(int64_t num_routes, int64_t num_experts, int warps = kSmallPlanWarps) {
   const int pieces = num_routes == 0 ? 1 : static_cast<int>((num_routes + kWarp - 1) / kWarp);
-  const int steps = (pieces + kSmallPlanWarps - 1) / kSmallPlanWarps;
+  const int steps = (pieces + warps - 1) / warps;
   const int segments = (pieces + steps - 1) / steps;
   const int expert_warps = static_cast<int>((num_experts + kWarp - 1) / kWarp);
   return {steps, segments, kWarp * (segments > expert_warps ? segments : expert_warps)};

@@ -4,6 +4,7 @@
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/moe/plan_tiles.cuh"
+#include "kernels/cuda/ptx/chain.cuh"
 
 namespace quadrille::kernels::cuda {
 namespace {
@@ -23,6 +24,8 @@ struct MaskedSource {
 
 __global__ void __launch_bounds__(kMostThreads) plan_masked_kernel(PlanMasked p) {
   __shared__ RowsTiles warp_sums[kWarp];
+  ptx::wait_for_predecessor();
+  ptx::let_successor_start();
   list_experts(MaskedSource{p}, p.num_experts, static_cast<int32_t>(p.tile_tokens), p.tiles, p.num_tiles, warp_sums);
 }
 
@@ -33,7 +36,7 @@ void plan_masked(const PlanMasked& p, device::Stream stream) {
   QD_CHECK(p.tile_tokens >= 1 && p.tile_tokens <= INT32_MAX, "rows a tile");
   QD_CHECK(reinterpret_cast<uintptr_t>(p.tiles) % 16 == 0, "tiles on 16 bytes");
   const int warps = p.num_experts < kMostThreads ? ceil_div(p.num_experts, kWarp) : kMostThreads / kWarp;
-  plan_masked_kernel<<<1, kWarp*(warps > 0 ? warps : 1), 0, native(stream)>>>(p);
+  launch_chained(plan_masked_kernel, 1, kWarp * (warps > 0 ? warps : 1), 0, native(stream), p);
   check_launch("plan_masked");
 }
 

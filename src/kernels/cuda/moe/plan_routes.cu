@@ -5,105 +5,20 @@
 #include "core/check.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/moe/plan_tiles.cuh"
+#include "kernels/cuda/moe/plan_small.cuh"
+#include "kernels/cuda/ptx/chain.cuh"
 
 namespace quadrille::kernels::cuda {
 namespace {
 
-__device__ __forceinline__ int32_t expert_of_route(const PlanRoutes& p, int64_t route, int64_t num_routes) {
-  if (route >= num_routes) return -1;
-  const LocalExpert found = local_expert(p.ids[route], p.expert_map, p.map_size, p.num_experts);
-  if (found.bad && p.status != nullptr) atomicOr(p.status, kStatusBadExpertId);
-  return found.expert;
-}
-
-__device__ __forceinline__ int lower_lanes(unsigned same, int lane) {
-  return __popc(same & ((1u << lane) - 1u));
-}
-
-__device__ __forceinline__ void store_slot(const PlanRoutes& p, int64_t route, int32_t slot) {
-  p.slot_of_route[route] = slot;
-  if (slot >= 0) p.route_of_slot[slot] = static_cast<int32_t>(route);
-}
-
 // --- One block -------------------------------------------------------------------------------------------------------
 
-struct SmallPlanMemory {
-  uint32_t counts[kSmallPlanWarps * kSmallPlanExperts / 2];  // uint16 [segments][experts]
-  int32_t first_slot[kSmallPlanExperts];
-  RowsTiles warp_sums[kWarp];
-};
-
-// The counts of all segments become what lies in front of each segment; the sum is the expert's rows.
-struct SmallSource {
-  PlanRoutes p;
-  uint16_t* counts;
-  int32_t* first_slot;
-  int segments;
-  __device__ int32_t rows(int64_t e) const {
-    constexpr int kAtOnce = 4;  // loads of a batch do not wait for its stores
-    int32_t sum = 0;
-    for (int w = 0; w < segments; w += kAtOnce) {
-      int32_t count[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) count[i] = w + i < segments ? counts[(w + i) * p.num_experts + e] : 0;
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (w + i < segments) counts[(w + i) * p.num_experts + e] = static_cast<uint16_t>(sum);
-        sum += count[i];
-      }
-    }
-    return sum;
-  }
-  __device__ int32_t place(int64_t e, int32_t before) const {
-    p.offsets[e] = before;
-    first_slot[e] = before;
-    return before;
-  }
-  __device__ void finish(int32_t all) const { p.offsets[p.num_experts] = all; }
-};
-
 __global__ void __launch_bounds__(kSmallPlanWarps* kWarp)
-    plan_small_kernel(PlanRoutes p, int64_t num_routes, int steps, int segments) {
-  __shared__ SmallPlanMemory memory;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int64_t first_route = static_cast<int64_t>(warp) * steps * kWarp + lane;
-  int32_t expert[kSmallPlanSteps];
-#pragma unroll
-  for (int s = 0; s < kSmallPlanSteps; ++s) {
-    expert[s] = s < steps ? expert_of_route(p, first_route + s * kWarp, num_routes) : -1;
-  }
-  const int words = (segments * static_cast<int>(p.num_experts) + 1) / 2;
-  for (int i = static_cast<int>(threadIdx.x); i < words; i += static_cast<int>(blockDim.x)) memory.counts[i] = 0;
-  __syncthreads();  // counts are zero
-
-  uint16_t* counts = reinterpret_cast<uint16_t*>(memory.counts);
-  uint16_t* own = counts + warp * p.num_experts;  // warps behind the segments have no routes and never touch it
-#pragma unroll
-  for (int s = 0; s < kSmallPlanSteps; ++s) {
-    if (s >= steps) break;
-    const unsigned same = __match_any_sync(kAllLanes, expert[s]);
-    if (expert[s] >= 0 && lower_lanes(same, lane) == 0) own[expert[s]] += static_cast<uint16_t>(__popc(same));
-    __syncwarp();  // the next step counts on
-  }
-  __syncthreads();  // all counts stand
-  list_experts(SmallSource{p, counts, memory.first_slot, segments}, p.num_experts, static_cast<int32_t>(p.tile_tokens),
-               p.tiles, p.num_tiles, memory.warp_sums);
-  __syncthreads();  // first slots and what lies in front of each segment stand
-
-#pragma unroll
-  for (int s = 0; s < kSmallPlanSteps; ++s) {
-    if (s >= steps) break;
-    const unsigned same = __match_any_sync(kAllLanes, expert[s]);
-    const int lower = lower_lanes(same, lane);
-    const int32_t slot = expert[s] < 0 ? -1 : memory.first_slot[expert[s]] + own[expert[s]] + lower;
-    __syncwarp();  // all lanes have read
-    if (expert[s] >= 0 && lower == 0) own[expert[s]] += static_cast<uint16_t>(__popc(same));
-    __syncwarp();  // the next step reads
-    const int64_t route = first_route + s * kWarp;
-    if (route < num_routes) store_slot(p, route, slot);
-  }
+    plan_small_kernel(const __grid_constant__ PlanRoutes p, int64_t num_routes, int steps, int segments) {
+  __shared__ SmallPlanMemory<kSmallPlanWarps> memory;
+  ptx::wait_for_predecessor();
+  ptx::let_successor_start();
+  plan_small(p, num_routes, steps, segments, memory, nullptr);
 }
 
 // --- Many blocks -----------------------------------------------------------------------------------------------------
@@ -115,6 +30,8 @@ __device__ __forceinline__ int32_t* finished_blocks(const PlanRoutes& p, int64_t
 
 __global__ void __launch_bounds__(kPlanChunk) count_kernel(PlanRoutes p, int64_t num_routes) {
   __shared__ int32_t counts[kPlanWindow];
+  ptx::wait_for_predecessor();
+  ptx::let_successor_start();
   const int64_t chunk = blockIdx.x;
   const int32_t expert = expert_of_route(p, chunk * kPlanChunk + threadIdx.x, num_routes);
   for (int64_t first = 0; first < p.num_experts; first += kPlanWindow) {
@@ -148,6 +65,8 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(PlanRoutes p, int64_
   __shared__ int32_t partial[kScanExperts][kScanSegments + 1];
   __shared__ RowsTiles warp_sums[kWarp];
   __shared__ bool is_last;
+  ptx::wait_for_predecessor();
+  ptx::let_successor_start();
   const int column = static_cast<int>(threadIdx.x) % kScanExperts;
   const int segment = static_cast<int>(threadIdx.x) / kScanExperts;
   const int64_t expert = static_cast<int64_t>(blockIdx.x) * kScanExperts + column;
@@ -201,6 +120,8 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(PlanRoutes p, int64_
 __global__ void __launch_bounds__(kPlanChunk) scatter_kernel(PlanRoutes p, int64_t num_routes) {
   __shared__ uint4 memory[kChunkWarps * kPlanWindow / sizeof(uint4)];
   uint8_t* counts = reinterpret_cast<uint8_t*>(memory);
+  ptx::wait_for_predecessor();
+  ptx::let_successor_start();
   const int64_t chunk = blockIdx.x;
   const int64_t route = chunk * kPlanChunk + threadIdx.x;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -227,6 +148,8 @@ __global__ void __launch_bounds__(kPlanChunk) scatter_kernel(PlanRoutes p, int64
 
 // No routes: nothing but the ends of the lists.
 __global__ void plan_nothing_kernel(PlanRoutes p) {
+  ptx::wait_for_predecessor();
+  ptx::let_successor_start();
   const int64_t e = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (e <= p.num_experts) p.offsets[e] = 0;
   if (e == 0) *p.num_tiles = 0;
@@ -235,11 +158,11 @@ __global__ void plan_nothing_kernel(PlanRoutes p) {
 void plan_many(const PlanRoutes& p, int64_t num_routes, cudaStream_t stream) {
   const int64_t chunks = (num_routes + kPlanChunk - 1) / kPlanChunk;
   const auto grid = static_cast<unsigned>(chunks);
-  count_kernel<<<grid, kPlanChunk, 0, stream>>>(p, num_routes);
+  launch_chained(count_kernel, grid, kPlanChunk, 0, stream, p, num_routes);
   check_launch("plan_routes, count");
-  scan_kernel<<<ceil_div(p.num_experts, kScanExperts), kScanThreads, 0, stream>>>(p, chunks);
+  launch_chained(scan_kernel, ceil_div(p.num_experts, kScanExperts), kScanThreads, 0, stream, p, chunks);
   check_launch("plan_routes, scan");
-  scatter_kernel<<<grid, kPlanChunk, 0, stream>>>(p, num_routes);
+  launch_chained(scatter_kernel, grid, kPlanChunk, 0, stream, p, num_routes);
   check_launch("plan_routes, scatter");
 }
 
@@ -253,12 +176,12 @@ void plan_routes(const PlanRoutes& p, device::Stream stream) {
   QD_CHECK(p.max_tiles >= max_route_tiles(num_routes, p.num_experts, p.tile_tokens), "places for all tiles");
   QD_CHECK(reinterpret_cast<uintptr_t>(p.tiles) % 16 == 0, "tiles on 16 bytes");
   if (num_routes == 0) {
-    plan_nothing_kernel<<<ceil_div(p.num_experts + 1, kPlanChunk), kPlanChunk, 0, native(stream)>>>(p);
+    launch_chained(plan_nothing_kernel, ceil_div(p.num_experts + 1, kPlanChunk), kPlanChunk, 0, native(stream), p);
     return check_launch("plan_routes, nothing");
   }
   if (!is_small_plan(num_routes, p.num_experts)) return plan_many(p, num_routes, native(stream));
   const SmallPlanShape shape = small_plan_shape(num_routes, p.num_experts);
-  plan_small_kernel<<<1, shape.threads, 0, native(stream)>>>(p, num_routes, shape.steps, shape.segments);
+  launch_chained(plan_small_kernel, 1, shape.threads, 0, native(stream), p, num_routes, shape.steps, shape.segments);
   check_launch("plan_routes, one block");
 }
 

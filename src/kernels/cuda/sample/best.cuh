@@ -19,7 +19,7 @@ __device__ __forceinline__ uint64_t greedy_key(float logit, int64_t id) {
   return static_cast<uint64_t>(order_key(logit)) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
 }
 __device__ __forceinline__ Best best_at(const float* logits, int64_t id) {
-  const float x = __ldg(logits + id);
+  const float x = logits[id];
   return {greedy_key(x, id), x < __builtin_inff() ? 0u : 1u};
 }
 __device__ __forceinline__ Best better(const Best& a, const Best& b) {
