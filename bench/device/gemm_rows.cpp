@@ -31,6 +31,11 @@ const std::vector<GemmShape>& shapes() {
       {"mixtral_w2", 8, 4096, 14336, {{1, 87.2}, {16, 85.6}, {64, 105.2}, {256, 170}, {1024, 640.6}}},
       {"dsv3_w13", 32, 4096, 7168, {{1, 164.5}, {16, 170.4}, {64, 203.2}, {256, 350.5}, {1024, 1346.1}}},
       {"dsv3_w2", 32, 7168, 2048, {{1, 90.6}, {16, 98.9}, {64, 120.4}, {256, 209.6}, {1024, 748.6}}},
+      // Of one decode step: the linear layers around attention, the experts of one token.
+      {"step_qkv", 1, 5120, 2048, {}},
+      {"step_o", 1, 2048, 4096, {}},
+      {"step_w13", 8, 1536, 2048, {}},
+      {"step_w2", 8, 2048, 768, {}},
   };
   return list;
 }
@@ -92,6 +97,7 @@ class GemmBench {
     p.out = out.get();
     p.out_pitch = shape_.n;
     p.config = config;
+    p.list_is_older = true;
     return time_calls(stream_, copies_ * 2, compute_bound && options_.sustained, [&](int i) {
       p.weights = weights_.as<uint8_t>() + i % copies_ * shape_.experts * p.expert_stride;
       table_.w4a8_gemm(p, stream_);

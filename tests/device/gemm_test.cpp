@@ -51,7 +51,11 @@ std::vector<GemmCase> gemm_cases() {
       cases.push_back({"relu2", numerics, group, 72, 256, {12, 140}, kActivated, {Activation::kRelu2}});
       if (group != 128) cases.push_back({"half_record", numerics, group, 128, 2880, {20, 64}});
       cases.push_back({"long_k", numerics, group, 64, 7168, {4, 40}});
+      cases.push_back({"one_expert", numerics, group, 328, 1664, {21}, kActivated, {Activation::kRelu2}, true});
     }
+    // More items than clusters of four fit the GPU; a matrix of a decode step.
+    cases.push_back({"many_items", numerics, 128, 2048, 1024, {1, 8, 3}, kRowsBf16});
+    cases.push_back({"one_row", numerics, 128, 2048, 4096, {1}, kRowsBf16});
   }
   return cases;
 }
@@ -215,7 +219,9 @@ device::Buffer upload(const std::vector<T>& host, device::Stream stream) {
 
 class DeviceGemm : public ::testing::TestWithParam<GemmCase> {};
 
-std::vector<float> run_on_device(const GemmCase& c, const Host& h, int32_t config, device::Stream stream) {
+enum class List { kWrittenJustBefore, kOlder, kOfTheHost };
+
+std::vector<float> run_on_device(const GemmCase& c, const Host& h, int32_t config, List list, device::Stream stream) {
   const auto table = kernels::device_table();
   const auto weights = upload(h.weights, stream);
   const auto channel = upload(h.channel_scale, stream);
@@ -251,12 +257,25 @@ std::vector<float> run_on_device(const GemmCase& c, const Host& h, int32_t confi
   p.out = result.get();
   p.out_pitch = h.out_width;
   p.config = config;
+  p.list_is_older = list == List::kOlder;
+  if (list == List::kOfTheHost) p.list = {nullptr, nullptr, 0, h.num_rows};
   (*table)->w4a8_gemm(p, stream);
   void* target = wide ? static_cast<void*>(out.data()) : static_cast<void*>(narrow_out.data());
   EXPECT_TRUE(device::copy_to_host(target, result.get(), bytes, stream).ok());
   EXPECT_TRUE(device::synchronize(stream).ok());
   for (size_t i = 0; !wide && i < values; ++i) out[i] = numerics::bf16_to_f32(narrow_out[i]);
   return out;
+}
+
+void expect_bits(const Host& h, const std::vector<float>& out, const char* tile) {
+  size_t different = 0, first = 0;
+  for (size_t i = 0; i < out.size(); ++i) {
+    if (numerics::bits_of(out[i]) == numerics::bits_of(h.expected[i])) continue;
+    if (different++ == 0) first = i;
+  }
+  EXPECT_EQ(different, 0u) << tile << ": " << different << " of " << out.size() << " differ, first row "
+                           << first / h.out_width << " column " << first % h.out_width << ": found " << std::hexfloat
+                           << out[first] << " expected " << h.expected[first];
 }
 
 TEST_P(DeviceGemm, EqualsHopper) {
@@ -267,16 +286,27 @@ TEST_P(DeviceGemm, EqualsHopper) {
   const auto configs = (*kernels::device_table())->w4a8_configs();
   for (size_t config = 0; config < configs.size(); ++config) {
     cut_tiles(c, configs[config].tokens, h);
-    const auto out = run_on_device(c, h, static_cast<int32_t>(config), stream.get());
-    size_t different = 0, first = 0;
-    for (size_t i = 0; i < out.size(); ++i) {
-      if (numerics::bits_of(out[i]) == numerics::bits_of(h.expected[i])) continue;
-      if (different++ == 0) first = i;
+    for (const List list : {List::kWrittenJustBefore, List::kOlder, List::kOfTheHost}) {
+      if (list == List::kOfTheHost && c.rows.size() > 1) continue;
+      expect_bits(h, run_on_device(c, h, static_cast<int32_t>(config), list, stream.get()), configs[config].name);
     }
-    EXPECT_EQ(different, 0u) << configs[config].name << ": " << different << " of " << out.size()
-                             << " differ, first row " << first / h.out_width << " column " << first % h.out_width
-                             << ": found " << std::hexfloat << out[first] << " expected " << h.expected[first];
   }
+}
+
+// The choice says nothing about results; it decides whether a decode step keeps all multiprocessors busy. No GPU
+// needed.
+TEST(GemmChoice, ShortGridsShareTheRecords) {
+  const auto* table = kernels::device_table().value();
+  const auto chosen = [&](int64_t n, int64_t k, int64_t experts, int64_t rows, Numerics numerics) -> std::string {
+    return table->w4a8_configs()[table->choose_w4a8(n, k, experts, rows, numerics, 128)].name;
+  };
+  EXPECT_EQ(chosen(2048, 4096, 1, 1, Numerics::kExact), "64x8/16");
+  EXPECT_EQ(chosen(5120, 2048, 1, 1, Numerics::kExact), "64x8/4");
+  EXPECT_EQ(chosen(1536, 2048, 128, 8, Numerics::kExact), "64x8/4");
+  EXPECT_EQ(chosen(2048, 768, 128, 8, Numerics::kExact), "64x8/4");
+  EXPECT_EQ(chosen(1536, 2048, 128, 512, Numerics::kExact), "64x8");  // enough items
+  EXPECT_EQ(chosen(2048, 4096, 1, 1, Numerics::kVllm), "64x8");       // one chain over K
+  EXPECT_EQ(chosen(128, 128, 1, 1, Numerics::kExact), "64x8/4");      // one stage: nothing to spread over CTAs
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, DeviceGemm, ::testing::ValuesIn(gemm_cases()), [](const auto& param_info) {

@@ -58,10 +58,47 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
       : "memory");
 }
 
+// The same where data came from other CTAs of the cluster: what they stored before the phase completed is seen.
+__device__ __forceinline__ void barrier_wait_cluster(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra.uni passed;\n"
+      "bra.uni again;\n"
+      "passed:\n"
+      "}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+// All threads of the cluster meet, and nothing more: no store is made visible by it.
+__device__ __forceinline__ void cluster_meet() {
+  asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
+}
+
+// Number of this CTA in its cluster, and the address of its shared memory `address` in CTA `rank` of the cluster.
+__device__ __forceinline__ int cluster_rank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+__device__ __forceinline__ uint32_t address_in(uint32_t address, int rank) {
+  uint32_t remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+  return remote;
+}
+
 // A barrier of `Threads` threads (whole warps) by number: those of one warpgroup, others go on.
 template <int Number, int Threads>
 __device__ __forceinline__ void named_barrier() {
   asm volatile("bar.sync %0, %1;" ::"n"(Number), "n"(Threads) : "memory");
+}
+
+// The same of 128 threads, where the number is known at run time.
+__device__ __forceinline__ void warpgroup_barrier(int number) {
+  asm volatile("bar.sync %0, 128;" ::"r"(number) : "memory");
 }
 
 }  // namespace quadrille::kernels::cuda::ptx

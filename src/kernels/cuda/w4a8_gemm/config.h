@@ -17,15 +17,35 @@ struct TileShape {
   int stages;       // ring of k128 stages
   int ctas_per_sm;  // what registers and shared memory are cut for
   int cluster;      // CTAs that share a token tile: each fetches its part and multicasts it to all
+  int k_ctas = 0;   // CTAs of four warpgroups that share the records of an item (split_plan.h); 0: one walks them all
 };
 
 // Small tiles want many independent CTAs a multiprocessor and 48..64 KB of weights in flight together (B1 of the
 // microbenchmarks); the large one wants few bytes from L2 for each operation: a pair of CTAs with
 // neighbouring out features shares the tokens, since L2 alone delivers 30 bytes a clock and the tile eats 35.
 inline constexpr TileShape kTileShapes[] = {
-    {1, 8, 6, 4, 1}, {1, 16, 6, 4, 1}, {1, 32, 5, 3, 1}, {1, 64, 4, 3, 1}, {2, 128, 5, 1, 2},
+    {1, 8, 6, 4, 1},
+    {1, 16, 6, 4, 1},
+    {1, 32, 5, 3, 1},
+    {1, 64, 4, 3, 1},
+    {2, 128, 5, 1, 2},
+    // stages of the shared forms: split_plan.h
+    {1, 8, 0, 2, 1, 1},
+    {1, 8, 0, 2, 1, 2},
+    {1, 8, 0, 2, 1, 4},
+    {1, 16, 0, 1, 1, 1},
+    {1, 16, 0, 1, 1, 2},
+    {1, 16, 0, 1, 1, 4},
 };
 inline constexpr int kNumTiles = sizeof(kTileShapes) / sizeof(kTileShapes[0]);
+
+// `vllm` is one chain of steps over K, and 1 x 128 scales have no shared form: the plain tile of as many tokens.
+inline constexpr int plain_tile(int tile) {
+  if (kTileShapes[tile].k_ctas == 0) return tile;
+  int plain = 0;
+  while (kTileShapes[plain].tokens != kTileShapes[tile].tokens) ++plain;
+  return plain;
+}
 
 // What a kernel is compiled for. kBlock: 1 x 128 activation scales.
 enum class Arithmetic { kExact, kVllm, kBlock };
@@ -89,6 +109,8 @@ struct GemmArguments {
   int64_t expert_stride;
   const float* channel_scale;
   const float* bias;
+  const uint8_t* act;
+  int64_t act_pitch;
   const float* act_scale;
   const float* block_scale;
   int64_t block_max_m;
@@ -98,6 +120,7 @@ struct GemmArguments {
   int32_t padded_n;
   int32_t row_blocks;  // records over n
   int32_t k_records;   // records over k
+  bool list_is_known;  // before the predecessor ends
   GemmOutput output;
   numerics::ActivationRule activation;
 };

@@ -2,6 +2,7 @@
 // From a problem to the compiled kernel of its arithmetic, group and tile.
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/w4a8_gemm/launch.cuh"
+#include "kernels/cuda/w4a8_gemm/split_launch.cuh"
 
 namespace quadrille::kernels::cuda {
 namespace {
@@ -24,6 +25,8 @@ GemmArguments arguments_of(const DeviceW4A8Gemm& p) {
   args.expert_stride = p.expert_stride;
   args.channel_scale = p.channel_scale;
   args.bias = p.bias;
+  args.act = p.act;
+  args.act_pitch = p.act_pitch;
   args.act_scale = p.act_scale;
   args.block_scale = p.block_scale;
   args.block_max_m = p.block_max_m;
@@ -33,6 +36,7 @@ GemmArguments arguments_of(const DeviceW4A8Gemm& p) {
   args.padded_n = static_cast<int32_t>(map.padded_n());
   args.row_blocks = static_cast<int32_t>(map.row_blocks());
   args.k_records = static_cast<int32_t>(map.k_records());
+  args.list_is_known = p.list.tiles == nullptr || p.list_is_older;
   args.output = p.output;
   args.activation = p.activation;
   return args;
@@ -40,9 +44,16 @@ GemmArguments arguments_of(const DeviceW4A8Gemm& p) {
 
 template <Arithmetic A>
 void launch_group(const DeviceW4A8Gemm& p, const GemmArguments& args, device::Stream stream) {
-  if (p.group_size == 32) return gemm_of<A, 32>(p.config, p, args, stream);
-  if (p.group_size == 64) return gemm_of<A, 64>(p.config, p, args, stream);
-  gemm_of<A, 128>(p.config, p, args, stream);  // one scale a channel is stored once a record
+  const int tile = plain_tile(p.config);
+  if (p.group_size == 32) return gemm_of<A, 32>(tile, p, args, stream);
+  if (p.group_size == 64) return gemm_of<A, 64>(tile, p, args, stream);
+  gemm_of<A, 128>(tile, p, args, stream);  // one scale a channel is stored once a record
+}
+
+void launch_shared_form(const DeviceW4A8Gemm& p, const GemmArguments& args, device::Stream stream) {
+  if (p.group_size == 32) return split_gemm_of<32>(p.config, p, args, stream);
+  if (p.group_size == 64) return split_gemm_of<64>(p.config, p, args, stream);
+  split_gemm_of<128>(p.config, p, args, stream);
 }
 
 }  // namespace
@@ -56,12 +67,20 @@ int num_multiprocessors() {
   return count;
 }
 
+int64_t num_items(const DeviceW4A8Gemm& p, const GemmArguments& args, int tokens, int blocks) {
+  const int64_t tiles = p.list.tiles != nullptr ? p.list.max_tiles : ceil_div(p.list.num_rows, tokens);
+  const int64_t items = tiles * ceil_div(args.row_blocks, blocks);
+  if (items > 0x7fffffff - 65536) throw LaunchFailure("w4a8_gemm: more than 2^31 work items in one launch");
+  return items;
+}
+
 void w4a8_gemm(const DeviceW4A8Gemm& p, device::Stream stream) {
   static const bool checked = (check_tile_list(), true);
   (void)checked;
   const GemmArguments args = arguments_of(p);
   if (p.block_scale != nullptr) return launch_group<Arithmetic::kBlock>(p, args, stream);
   if (p.numerics == Numerics::kVllm) return launch_group<Arithmetic::kVllm>(p, args, stream);
+  if (kTileShapes[p.config].k_ctas > 0) return launch_shared_form(p, args, stream);
   launch_group<Arithmetic::kExact>(p, args, stream);
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The grouped W4A8 product: one producer warp fills a ring of stages, consumer warpgroups convert, multiply, promote
-// and store. Persistent over the work list, whose length the device alone knows.
+// and store. Persistent over the work list, whose length the device alone knows. Chained (ptx/chain.cuh): the producer
+// has its first weights on their way before the predecessor has ended, where the list allows it.
 #pragma once
 
 #include <cuda.h>
@@ -14,6 +15,8 @@ namespace quadrille::kernels::cuda {
 template <typename Plan>
 __device__ __forceinline__ void consume(const GemmArguments& args, uint8_t* shared, uint32_t base, uint32_t full,
                                         uint32_t empty) {
+  ptx::wait_for_predecessor();
+  ptx::let_successor_start();
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
   const int thread = static_cast<int>(threadIdx.x) % 128;
   const WorkList<Plan> work(args);

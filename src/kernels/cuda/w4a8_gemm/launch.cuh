@@ -11,6 +11,9 @@ namespace quadrille::kernels::cuda {
 // Multiprocessors of the current device.
 int num_multiprocessors();
 
+// Work items of at most `tokens` rows by 64 * `blocks` out features.
+int64_t num_items(const DeviceW4A8Gemm& p, const GemmArguments& args, int tokens, int blocks);
+
 template <int Tile, Arithmetic A, int GroupK>
 void launch_gemm(const DeviceW4A8Gemm& p, const GemmArguments& args, device::Stream stream) {
   using Plan = GemmPlan<Tile, A, GroupK>;
@@ -26,13 +29,11 @@ void launch_gemm(const DeviceW4A8Gemm& p, const GemmArguments& args, device::Str
     check_launch("w4a8_gemm: shared memory");
   }
   const CUtensorMap tokens = activation_map(p.act, p.act_rows, p.act_pitch, Plan::kTokens / Plan::kCluster);
-  const int64_t tiles = p.list.tiles != nullptr ? p.list.max_tiles : ceil_div(p.list.num_rows, Plan::kTokens);
-  const int64_t items = tiles * ceil_div(args.row_blocks, Plan::kWarpgroups * Plan::kCluster);
-  if (items > 0x7fffffff - 65536) throw LaunchFailure("w4a8_gemm: more than 2^31 work items in one launch");
+  const int64_t items = num_items(p, args, Plan::kTokens, Plan::kWarpgroups * Plan::kCluster);
   const int64_t resident = static_cast<int64_t>(num_multiprocessors()) * Plan::kCtas / Plan::kCluster;
   const int grid = static_cast<int>(items < resident ? items : resident) * Plan::kCluster;
   if (grid == 0) return;
-  kernel<<<grid, Plan::kThreads, Plan::kSharedBytes, native(stream)>>>(args, tokens);
+  launch_chained(kernel, grid, Plan::kThreads, Plan::kSharedBytes, native(stream), args, tokens);
   check_launch("w4a8_gemm");
 }
 

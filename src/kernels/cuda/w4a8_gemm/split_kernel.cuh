@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shared form: a producer thread brings stages of four records by one bulk copy each; a warpgroup converts and
+// multiplies its record of every stage and sends each group's sums (16 rows a warp) to the CTA that owns these rows;
+// there one thread an output makes the fma chain over ascending groups, a pass behind. The bits are those of the plain
+// form: docs/numerics.md section 3, "group sums may be computed anywhere".
+#pragma once
+
+#include "kernels/cuda/ptx/barrier.cuh"
+#include "kernels/cuda/ptx/bulk_copy.cuh"
+#include "kernels/cuda/ptx/chain.cuh"
+#include "kernels/cuda/ptx/mma.cuh"
+#include "kernels/cuda/ptx/remote_store.cuh"
+#include "kernels/cuda/ptx/wgmma.cuh"
+#include "kernels/cuda/w4a8_gemm/split_plan.h"
+#include "kernels/cuda/w4a8_gemm/weights.cuh"
+#include "kernels/cuda/w4a8_gemm/work.cuh"
+#include "numerics/activation.h"
+
+namespace quadrille::kernels::cuda {
+
+// What the roles know about their place: cluster of `ctas` (1, 2, 4), this one is `rank`.
+struct SplitPlace {
+  uint8_t* shared;
+  uint32_t base;  // its address
+  int ctas;
+  int rank;
+  __device__ int first_item() const { return static_cast<int>(blockIdx.x) / ctas; }
+  __device__ int item_stride() const { return static_cast<int>(gridDim.x) / ctas; }
+};
+
+// One thread. Weights are written by no kernel, so they are fetched before the predecessor has ended.
+template <typename Plan>
+__device__ __forceinline__ void split_produce(const GemmArguments& args, const SplitPlace& at) {
+  if (!args.list_is_known) ptx::wait_for_predecessor();
+  const WorkList<Plan> work(args);
+  RingPlace<Plan::kStages> ring;
+  for (int item = at.first_item(); item < work.num_items; item += at.item_stride()) {
+    const WorkItem w = work.at(item);
+    const uint8_t* weights = args.weights + w.expert * args.expert_stride +
+                             static_cast<int64_t>(w.row_tile) * args.k_records * Plan::kRecordBytes;
+    for (int first = Plan::kSharers * at.rank; first < args.k_records; first += Plan::kSharers * at.ctas) {
+      const int bytes = min(Plan::kSharers, args.k_records - first) * Plan::kRecordBytes;
+      const uint32_t barrier = at.base + Plan::kFullAt + ring.stage * 8;
+      ptx::barrier_wait(at.base + Plan::kEmptyAt + ring.stage * 8, ring.phase ^ 1);  // pairs with release()
+      ptx::barrier_expect(barrier, bytes);
+      ptx::bulk_copy(at.base + Plan::kWeightsAt + ring.stage * Plan::kStageBytes,
+                     weights + static_cast<int64_t>(first) * Plan::kRecordBytes, bytes, barrier);
+      ring.advance();
+    }
+  }
+}
+
+// One of the four warpgroups that share the records of a CTA.
+template <typename Plan>
+class SplitSharer {
+ public:
+  __device__ __forceinline__ SplitSharer(const GemmArguments& args, const SplitPlace& at, int sharer, int thread)
+      : args_(args), at_(at), sharer_(sharer), thread_(thread), lane_(thread % 32) {
+    // Warp q of every sharer holds rows 16 q.. of the 64: quarter q, which one CTA owns.
+    const int quarter = thread / 32;
+    const int quarters = 4 / at.ctas;
+    target_ = ptx::address_in(at.base, quarter / quarters) - at.base;
+    slot_ = quarter % quarters;
+  }
+
+  __device__ __forceinline__ void run(const WorkList<Plan>& work, int item) {
+    const WorkItem w = work.at(item);
+    const int num_passes = (args_.k_records + stride() - 1) / stride();
+    float total[Plan::kBlocks] = {};
+    uint4 pieces[Plan::kVectors];
+    RecordRegisters<Plan::kGroups> record;
+    for (int pass = 0; pass < num_passes; ++pass) {
+      const int number = pass * stride() + at_.rank * Plan::kSharers + sharer_;
+      const bool mine = number < args_.k_records;
+      if (number - sharer_ < args_.k_records) take_record(mine, record);
+      if (pass == 0) {
+        // Only weights and, where it is older, the list have been touched so far.
+        ptx::wait_for_predecessor();
+        ptx::let_successor_start();
+        load_tokens(w, number, pieces);
+      }
+      if (pass % Plan::kRound == 0) {
+        store_tokens(pieces);
+        if (pass + Plan::kRound < num_passes) load_tokens(w, number + Plan::kRound * stride(), pieces);
+      }
+      if (mine) multiply_and_send(w, pass, record);
+      if (pass > 0) chain(w, pass - 1, total);
+      ++passes_;
+    }
+    float factor[Plan::kBlocks];
+    load_factors(w, factor);  // on its way while the last sums arrive
+    chain(w, num_passes - 1, total);
+    // Asked again: expert and out features would cost registers during the loop.
+    if (chains()) store(work.at(item), total, factor);
+  }
+
+ private:
+  static constexpr int kValues = Plan::kTokens / 2;
+
+  __device__ __forceinline__ int stride() const { return Plan::kSharers * at_.ctas; }  // records of a pass
+  // Warpgroup j owns the quarter j of those that are here; the others only multiply.
+  __device__ __forceinline__ bool chains() const { return sharer_ * at_.ctas < 4; }
+  __device__ __forceinline__ int own_quarter() const { return at_.rank * (4 / at_.ctas) + sharer_; }
+
+  __device__ __forceinline__ void take_record(bool mine, RecordRegisters<Plan::kGroups>& record) {
+    const int stage = __shfl_sync(0xffffffffu, ring_.stage, 0);
+    ptx::barrier_wait(at_.base + Plan::kFullAt + stage * 8, ring_.phase);  // pairs with the producer's expect
+    if (mine) {
+      load_record<Plan>(at_.shared + Plan::kWeightsAt + stage * Plan::kStageBytes + sharer_ * Plan::kRecordBytes,
+                        nullptr, thread_, record);
+    }
+    __syncwarp();
+    if (lane_ == 0) ptx::barrier_arrive(at_.base + Plan::kEmptyAt + stage * 8);  // pairs with the producer's wait
+    ring_.advance();
+  }
+
+  // Row and 16-byte piece of vector v of this thread: row 8 and more of 8 tokens are the round's second record.
+  __device__ __forceinline__ int vector_row(int v) const { return thread_ / 8 + 16 * v; }
+
+  __device__ __forceinline__ void load_tokens(const WorkItem& w, int number, uint4 (&pieces)[Plan::kVectors]) const {
+#pragma unroll
+    for (int v = 0; v < Plan::kVectors; ++v) {
+      const int row = vector_row(v) % Plan::kTokens;
+      const int record = number + vector_row(v) / Plan::kTokens * stride();
+      const int64_t column = static_cast<int64_t>(record) * layout::kRecordK + thread_ % 8 * 16;
+      pieces[v] = make_uint4(0, 0, 0, 0);
+      if (row < w.num_rows && column < args_.act_pitch) {
+        pieces[v] = *reinterpret_cast<const uint4*>(args_.act + (w.first_row + row) * args_.act_pitch + column);
+      }
+    }
+  }
+  __device__ __forceinline__ uint32_t round_at() const {
+    return Plan::kTokensAt + (sharer_ * 2 + (rounds_ & 1)) * Plan::kRoundBytes;
+  }
+  // Into the other buffer than the round before: that one's products may still read theirs in other warps; those of the
+  // round before that have ended in all of them, by the barrier of the round before.
+  __device__ __forceinline__ void store_tokens(const uint4 (&pieces)[Plan::kVectors]) {
+    ++rounds_;
+#pragma unroll
+    for (int v = 0; v < Plan::kVectors; ++v) {
+      const int row = vector_row(v);
+      *reinterpret_cast<uint4*>(at_.shared + round_at() + row * layout::kRecordK +
+                                ((thread_ % 8) ^ (row % 8)) * 16) = pieces[v];
+    }
+    ptx::fence_async_shared();           // the products read through the asynchronous proxy
+    ptx::warpgroup_barrier(1 + sharer_);  // all tokens of the round stand
+  }
+
+  __device__ __forceinline__ void multiply_and_send(const WorkItem& w, int pass,
+                                                    const RecordRegisters<Plan::kGroups>& record) {
+    constexpr int kSets = Plan::kSets, kSteps = Plan::kStepsPerGroup;
+    const uint32_t tile =
+        __shfl_sync(0xffffffffu, at_.base + round_at() + pass % Plan::kRound * Plan::kRecordTokenBytes, 0);
+    const uint64_t tokens = ptx::swizzled_descriptor(tile);
+    // The buffer was read two passes ago; pairs with the arrivals in chain().
+    if (passes_ >= 2) {
+      ptx::barrier_wait(at_.base + Plan::kFreeAt + ((passes_ & 1) * 4 + thread_ / 32) * 8, (passes_ / 2 - 1) & 1);
+    }
+    float sum[kSets][kValues];
+#pragma unroll
+    for (int group = 0; group < Plan::kGroups; ++group) {
+      if (group >= kSets) {
+        ptx::wgmma_wait<kSets - 1>();
+        send(w, group - kSets, record, sum[group % kSets]);
+      }
+      ptx::pin(sum[group % kSets]);
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+        ptx::wgmma<Plan::kTokens>(sum[group % kSets], record.a + (group * kSteps + s) * 4,
+                                  tokens + (group * kSteps + s) * 2, s > 0);
+      }
+      ptx::wgmma_commit();
+    }
+    ptx::wgmma_wait<0>();
+#pragma unroll
+    for (int group = Plan::kGroups - kSets; group < Plan::kGroups; ++group) {
+      send(w, group, record, sum[group % kSets]);
+    }
+  }
+
+  // The sums of this warp's 16 rows, live tokens only, and the rows' scales, to the CTA that owns the rows.
+  __device__ __forceinline__ void send(const WorkItem& w, int group, const RecordRegisters<Plan::kGroups>& record,
+                                       float (&sum)[kValues]) const {
+    ptx::pin(sum);
+    const int g = lane_ / 4, t = lane_ % 4;
+    const int place = (slot_ * stride() + at_.rank * Plan::kSharers + sharer_) * Plan::kGroups + group;
+    const uint32_t slot = at_.base + target_ + Plan::kSlotsAt + (passes_ & 1) * Plan::kBufferBytes +
+                          static_cast<uint32_t>(place) * Plan::kSlotBytes;
+    const uint32_t barrier = at_.base + target_ + Plan::kSumsAt + ((passes_ & 1) * 4 + slot_) * 8;
+#pragma unroll
+    for (int b = 0; b < Plan::kBlocks; ++b) {
+      if (8 * b + 2 * t >= w.num_rows) continue;
+      ptx::store_remote(slot + b * 512 + (t * 8 + g) * 16, sum[4 * b], sum[4 * b + 1], sum[4 * b + 2], sum[4 * b + 3],
+                        barrier);
+    }
+    if (t == 0) ptx::store_remote(slot + Plan::kScalesAt + g * 4, record.scale[group], barrier);
+  }
+
+  // final = fmaf(s_g, acc, final) over the groups of a pass. Thread 16 * token + row of the quarter.
+  __device__ __forceinline__ void chain(const WorkItem& w, int pass, float (&total)[Plan::kBlocks]) const {
+    if (!chains()) return;
+    const uint32_t number = passes_ - 1;
+    const int records = min(stride(), args_.k_records - pass * stride());
+    const uint32_t barrier = at_.base + Plan::kSumsAt + ((number & 1) * 4 + sharer_) * 8;
+    const int slots = records * Plan::kGroups;
+    if (thread_ == 0) ptx::barrier_expect(barrier, slots * ((w.num_rows + 1) / 2 * 128 + 32));
+    ptx::barrier_wait_cluster(barrier, number / 2 & 1);  // pairs with the expect above and the stores of send()
+    const int row = thread_ % 16;
+    const uint8_t* slot = at_.shared + Plan::kSlotsAt + (number & 1) * Plan::kBufferBytes +
+                          sharer_ * stride() * Plan::kGroups * Plan::kSlotBytes;
+    const int value = thread_ / 32 * 128 + row % 8 * 16 + row / 8 * 8 + thread_ / 16 % 2 * 4;
+    const int scale = Plan::kScalesAt + row % 8 * 4 + row / 8 * 2;
+#pragma unroll 4
+    for (int s = 0; s < slots; ++s, slot += Plan::kSlotBytes) {
+      const float factor = __uint_as_float(static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(slot + scale)) << 16);
+#pragma unroll
+      for (int b = 0; b < Plan::kBlocks; ++b) {
+        total[b] = __fmaf_rn(factor, *reinterpret_cast<const float*>(slot + b * 512 + value), total[b]);
+      }
+    }
+    __syncwarp();
+    // To every CTA that sends to this quarter; pairs with the wait in multiply_and_send().
+    if (lane_ < at_.ctas) {
+      ptx::barrier_arrive_in(at_.base + Plan::kFreeAt + ((number & 1) * 4 + own_quarter()) * 8, lane_);
+    }
+  }
+
+  // sa * 512 of this thread's rows.
+  __device__ __forceinline__ void load_factors(const WorkItem& w, float (&factor)[Plan::kBlocks]) const {
+#pragma unroll
+    for (int b = 0; b < Plan::kBlocks; ++b) {
+      const int token = thread_ / 16 + 8 * b;
+      factor[b] = 0.0f;
+      if (token < w.num_rows) factor[b] = args_.act_scale[static_cast<int64_t>(w.first_row) + token] * 512.0f;
+    }
+  }
+
+  __device__ __forceinline__ void store(const WorkItem& w, const float (&total)[Plan::kBlocks],
+                                        const float (&factor)[Plan::kBlocks]) const {
+    const int row = thread_ % 16;
+    const int n = w.row_tile * layout::kRecordRows + own_quarter() * 16 + row;
+    const bool gated = args_.output == GemmOutput::kActivated && args_.activation.gated();
+    const float bias = args_.bias != nullptr ? args_.bias[static_cast<int64_t>(w.expert) * args_.padded_n + n] : 0.0f;
+#pragma unroll
+    for (int b = 0; b < Plan::kBlocks; ++b) {
+      const int token = thread_ / 16 + 8 * b;
+      float y = total[b] * factor[b];
+      if (args_.bias != nullptr) y = y + bias;
+      const float up = __shfl_down_sync(0xffffffffu, y, 8);  // row + 8: up of the gate in row, where there are gates
+      if (token >= w.num_rows || n >= args_.n || (gated && row >= 8)) continue;
+      if (args_.output == GemmOutput::kActivated) y = numerics::activation_f32(args_.activation, y, gated ? up : 0.0f);
+      const int64_t column = gated ? n / 16 * 8 + row : n;
+      const int64_t out = (static_cast<int64_t>(w.first_row) + token) * args_.out_pitch + column;
+      if (args_.output == GemmOutput::kRowsF32) {
+        static_cast<float*>(args_.out)[out] = numerics::canonical(y);
+      } else {
+        static_cast<uint16_t*>(args_.out)[out] = static_cast<uint16_t>(ptx::bf16_pair(y, 0.0f));
+      }
+    }
+  }
+
+  const GemmArguments& args_;
+  const SplitPlace& at_;
+  int sharer_, thread_, lane_;
+  uint32_t target_;  // from an address here to the same one in the CTA that owns this warp's rows
+  int slot_;         // which of its quarters they are
+  RingPlace<Plan::kStages> ring_;
+  uint32_t passes_ = 0, rounds_ = 0;  // so far, over all items
+};
+
+template <typename Plan>
+__global__ void __launch_bounds__(Plan::kThreads, Plan::kCtas)
+    w4a8_split_kernel(const __grid_constant__ GemmArguments args, int ctas) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  const SplitPlace at{shared, ptx::shared_address(shared), ctas, ctas > 1 ? ptx::cluster_rank() : 0};
+  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < Plan::kStages; ++s) {
+      ptx::barrier_init(at.base + Plan::kFullAt + s * 8, 1);
+      ptx::barrier_init(at.base + Plan::kEmptyAt + s * 8, Plan::kConsumerThreads / 32);
+    }
+    for (int i = 0; i < 2 * 4; ++i) {
+      ptx::barrier_init(at.base + Plan::kSumsAt + i * 8, 1);
+      ptx::barrier_init(at.base + Plan::kFreeAt + i * 8, 4);  // the warps of the warpgroup that chains
+    }
+    ptx::fence_barrier_init();
+  }
+  // The barriers stand, in the neighbours, too.
+  if (ctas > 1) {
+    ptx::cluster_meet();
+  } else {
+    __syncthreads();
+  }
+  if (warp >= Plan::kConsumerThreads / 32) {
+    if (threadIdx.x == Plan::kConsumerThreads) split_produce<Plan>(args, at);
+  } else {
+    if (!args.list_is_known) ptx::wait_for_predecessor();
+    const WorkList<Plan> work(args);
+    SplitSharer<Plan> sharer(args, at, warp / 4, static_cast<int>(threadIdx.x) % 128);
+    for (int item = at.first_item(); item < work.num_items; item += at.item_stride()) sharer.run(work, item);
+    ptx::wait_for_predecessor();  // of a CTA without an item
+    ptx::let_successor_start();
+  }
+  // A CTA stays until its neighbours have made their last store and arrival in it.
+  if (ctas > 1) ptx::cluster_meet();
+}
+
+}  // namespace quadrille::kernels::cuda
