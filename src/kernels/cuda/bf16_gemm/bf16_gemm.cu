@@ -39,7 +39,7 @@ void launch(const DeviceBf16Gemm& p, device::Stream stream) {
       cudaSuccess) {
     check_launch("bf16_gemm: shared memory");
   }
-  dense_kernel<Tile><<<grid, Tile::kThreads, Tile::kSharedBytes, native(stream)>>>(p);
+  launch_chained(dense_kernel<Tile>, grid, Tile::kThreads, Tile::kSharedBytes, native(stream), p);
   check_launch("bf16_gemm");
 }
 

@@ -7,6 +7,7 @@
 #include "kernels/cuda/bf16_gemm/config.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ptx/barrier.cuh"
+#include "kernels/cuda/ptx/chain.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
 #include "numerics/activation.h"
 
@@ -26,7 +27,8 @@ struct DenseWork {
   int64_t feature_tile;
 };
 
-// Where this thread's parts of a stage come from: piece `piece` of its token and weight rows; null: zeros.
+// Where this thread's parts of a stage come from: piece `piece` of its token and weight rows; null: zeros. Weights are
+// written by no kernel of a step, so theirs may be fetched before the predecessor has ended; tokens_of() comes behind.
 template <typename Tile>
 struct DenseSource {
   const uint16_t* token[Tile::kTokenRows];
@@ -34,6 +36,15 @@ struct DenseSource {
   int64_t k;
 
   __device__ __forceinline__ DenseSource(const DeviceBf16Gemm& p, const DenseWork& w, bool gated) : k(p.k) {
+    const int row = static_cast<int>(threadIdx.x) / 8;
+    const int column = static_cast<int>(threadIdx.x) % 8 * 8;
+#pragma unroll
+    for (int i = 0; i < Tile::kWeightRows; ++i) {
+      const int64_t n = row_of_slot(w.feature_tile, row + i * Tile::kRowsAtOnce, gated, p.n);
+      weight[i] = n < p.n ? p.weights + w.expert * p.expert_stride + n * p.k + column : nullptr;
+    }
+  }
+  __device__ __forceinline__ void tokens_of(const DeviceBf16Gemm& p, const DenseWork& w) {
     const int row = static_cast<int>(threadIdx.x) / 8;
     const int column = static_cast<int>(threadIdx.x) % 8 * 8;
 #pragma unroll
@@ -45,13 +56,8 @@ struct DenseSource {
       if (p.source_row != nullptr) source = p.source_row[source] / p.source_divisor;
       token[i] = p.x + source * p.x_pitch + column;
     }
-#pragma unroll
-    for (int i = 0; i < Tile::kWeightRows; ++i) {
-      const int64_t n = row_of_slot(w.feature_tile, row + i * Tile::kRowsAtOnce, gated, p.n);
-      weight[i] = n < p.n ? p.weights + w.expert * p.expert_stride + n * p.k + column : nullptr;
-    }
   }
-  __device__ __forceinline__ void fetch(uint32_t stage, int64_t first_k, const void* any) const {
+  __device__ __forceinline__ void fetch_tokens(uint32_t stage, int64_t first_k, const void* any) const {
     const int row = static_cast<int>(threadIdx.x) / 8;
     const int piece = static_cast<int>(threadIdx.x) % 8;
     const bool inside = first_k + piece * 8 < k;
@@ -61,6 +67,11 @@ struct DenseSource {
       ptx::copy16_async(stage + stage_place(row + i * Tile::kRowsAtOnce, piece), exists ? token[i] + first_k : any,
                         exists);
     }
+  }
+  __device__ __forceinline__ void fetch_weights(uint32_t stage, int64_t first_k, const void* any) const {
+    const int row = static_cast<int>(threadIdx.x) / 8;
+    const int piece = static_cast<int>(threadIdx.x) % 8;
+    const bool inside = first_k + piece * 8 < k;
 #pragma unroll
     for (int i = 0; i < Tile::kWeightRows; ++i) {
       const bool exists = inside && weight[i] != nullptr;
@@ -209,15 +220,24 @@ __device__ __forceinline__ bool dense_work(const DeviceBf16Gemm& p, DenseWork& w
 template <typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads) dense_kernel(const __grid_constant__ DeviceBf16Gemm p) {
   extern __shared__ __align__(128) uint8_t shared[];
+  if (p.list.tiles != nullptr) ptx::wait_for_predecessor();
   DenseWork work;
   if (!dense_work<Tile>(p, work)) return;
   const bool gated = p.output == GemmOutput::kActivated && p.activation.gated();
-  const DenseSource<Tile> source(p, work, gated);
+  DenseSource<Tile> source(p, work, gated);
   const uint32_t ring = ptx::shared_address(shared);
   const int stages = static_cast<int>((p.k + kStageK - 1) / kStageK);
 #pragma unroll
   for (int s = 0; s < Tile::kStages - 1; ++s) {
-    if (s < stages) source.fetch(ring + s * Tile::kStageBytes, static_cast<int64_t>(s) * kStageK, p.x);
+    if (s < stages) source.fetch_weights(ring + s * Tile::kStageBytes, static_cast<int64_t>(s) * kStageK, p.weights);
+  }
+  ptx::wait_for_predecessor();
+  ptx::let_successor_start();
+  source.tokens_of(p, work);
+  // The first group has the weights of all of these stages.
+#pragma unroll
+  for (int s = 0; s < Tile::kStages - 1; ++s) {
+    if (s < stages) source.fetch_tokens(ring + s * Tile::kStageBytes, static_cast<int64_t>(s) * kStageK, p.weights);
     ptx::copies_commit();
   }
   DenseSums<Tile> sums;
@@ -227,7 +247,9 @@ __global__ void __launch_bounds__(Tile::kThreads) dense_kernel(const __grid_cons
     __syncthreads();  // stage s stands for all, and stage s - 1 has been read
     const int ahead = s + Tile::kStages - 1;
     if (ahead < stages) {
-      source.fetch(ring + refill * Tile::kStageBytes, static_cast<int64_t>(ahead) * kStageK, p.x);
+      const uint32_t stage = ring + refill * Tile::kStageBytes;
+      source.fetch_tokens(stage, static_cast<int64_t>(ahead) * kStageK, p.weights);
+      source.fetch_weights(stage, static_cast<int64_t>(ahead) * kStageK, p.weights);
     }
     ptx::copies_commit();
     sums.add(shared + place * Tile::kStageBytes);

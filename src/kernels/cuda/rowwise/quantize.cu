@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Activation quantisation (docs/numerics.md section 2): a block a row, 16 bytes of x a load, the row kept in registers
 // between its maximum and its codes; only what a block cannot hold is read twice. Two callers' forms: tokens whose
-// codes go to the rows of all their routes, and rows that a tile list names.
+// codes go to the rows of all their routes, and rows that a tile list names. Chained kernels (ptx/chain.cuh), so what
+// the step before wrote is read by plain loads.
 #include "core/check.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx/chain.cuh"
 #include "kernels/cuda/rowwise/e4m3_pack.cuh"
 #include "kernels/cuda/rowwise/quotient.h"
 #include "kernels/cuda/rowwise/row_maximum.cuh"
@@ -17,10 +19,9 @@ namespace {
 constexpr int kLanes = kWarpLanes;
 constexpr int kColumns = kVectorColumns;  // of a vector: 16 bytes of x, 8 bytes of codes
 constexpr int kMostThreads = 1024;
-constexpr int kWishedThreads = 128;  // many small blocks share a multiprocessor; only long rows take more
-constexpr int most_threads(int held) {
-  return held == 4 ? kMostThreads : kWishedThreads;
-}
+constexpr int kManyRowsThreads = 128;  // many small blocks share a multiprocessor; only long rows take more
+constexpr int64_t kFewRows = 132;      // fewer do not fill the GPU: as many threads a row as it has vectors
+constexpr int64_t kFewTiles = 16;
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
 // x' = bf16(w * x).
@@ -37,7 +38,7 @@ struct Row {
   const float* absmax = nullptr;  // of the whole row where x is a part of it
 
   __device__ __forceinline__ uint4 load(int64_t i) const {
-    uint4 v = __ldg(x + i);
+    uint4 v = x[i];
     if (has_weight)
       v = make_uint4(weighted(v.x, weight), weighted(v.y, weight), weighted(v.z, weight), weighted(v.w, weight));
     return v;
@@ -74,7 +75,7 @@ __device__ __forceinline__ float quantize_row(const Row& row, int64_t pitch_vect
   }
   // A given one is not below the row's own, so the quotients stay in the range of bf16_quotient.
   const float scale =
-      numerics::act_scale_of_absmax(row.absmax != nullptr ? __ldg(row.absmax) : block_maximum(maximum, of_warps));
+      numerics::act_scale_of_absmax(row.absmax != nullptr ? *row.absmax : block_maximum(maximum, of_warps));
   const Divisor divisor = divisor_of(scale);
 #pragma unroll
   for (int h = 0; h < kHeld; ++h) {
@@ -95,16 +96,18 @@ __device__ __forceinline__ uint2* codes_at(uint8_t* act, int64_t row, int64_t pi
   return reinterpret_cast<uint2*>(act + row * pitch);
 }
 
-template <int kHeld>
-__global__ void __launch_bounds__(most_threads(kHeld)) tokens_kernel(QuantizeTokens p) {
+template <int kHeld, int kThreads>
+__global__ void __launch_bounds__(kThreads) tokens_kernel(QuantizeTokens p) {
   __shared__ uint32_t of_warps[kLanes];
+  ptx::wait_for_predecessor();
+  ptx::let_successor_start();
   const int64_t t = blockIdx.x;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const int64_t pitch_vectors = p.act_pitch / kColumns;
   Row row = row_at(p.x, t, p.k);
   if (p.route_weight != nullptr) {
     row.has_weight = true;
-    row.weight = __ldg(p.route_weight + t);
+    row.weight = p.route_weight[t];
   }
   if (p.slot_of_route == nullptr) {
     uint2* act = codes_at(p.act, t, p.act_pitch);
@@ -116,32 +119,41 @@ __global__ void __launch_bounds__(most_threads(kHeld)) tokens_kernel(QuantizeTok
   const int32_t* slots = p.slot_of_route + t * p.top_k;
   // Each warp asks whether any route is here. Storing reads the slots again, from the first cache: the lanes of the
   // last vectors are a part of a warp, which may not exchange them.
-  const int32_t own_slot = lane < p.top_k ? __ldg(slots + lane) : -1;
+  const int32_t own_slot = lane < p.top_k ? slots[lane] : -1;
   if (p.top_k <= kLanes && __ballot_sync(kWholeWarp, own_slot >= 0) == 0) return;  // the whole block leaves
   const float scale = quantize_row<kHeld>(row, pitch_vectors, of_warps, [&](int64_t i, uint2 codes) {
 #pragma unroll 4
     for (int64_t j = 0; j < p.top_k; ++j) {
-      const int32_t slot = __ldg(slots + j);
+      const int32_t slot = slots[j];
       if (slot >= 0) codes_at(p.act, slot, p.act_pitch)[i] = codes;
     }
   });
   for (int64_t j = threadIdx.x; j < p.top_k; j += blockDim.x) {
-    const int32_t slot = __ldg(slots + j);
+    const int32_t slot = slots[j];
     if (slot >= 0) p.act_scale[slot] = scale;
   }
 }
 
 // A block takes every gridDim.x-th row of every gridDim.y-th tile.
-template <int kHeld>
-__global__ void __launch_bounds__(most_threads(kHeld)) listed_kernel(QuantizeListed p) {
+template <int kHeld, int kThreads>
+__global__ void __launch_bounds__(kThreads) listed_kernel(QuantizeListed p) {
   __shared__ uint32_t of_warps[kLanes];
   const int64_t front_vectors = p.offset / kColumns;
   const int64_t pitch_vectors = p.act_pitch / kColumns - front_vectors;
   const bool one = p.list.tiles == nullptr;
-  const int64_t num_tiles = one ? 1 : __ldg(p.list.num_tiles);
-  for (int64_t tile = blockIdx.y; tile < num_tiles; tile += gridDim.y) {
-    const int64_t first = one ? 0 : __ldg(&p.list.tiles[tile].first_row);
-    const int64_t count = one ? p.list.num_rows : __ldg(&p.list.tiles[tile].num_rows);
+  if (!one && !p.list_is_older) ptx::wait_for_predecessor();
+  const int64_t num_tiles = one ? 1 : *p.list.num_tiles;
+  int64_t tile = blockIdx.y;
+  int64_t first = 0, count = p.list.num_rows;
+  const auto look_up = [&] {
+    if (one || tile >= num_tiles) return;
+    first = p.list.tiles[tile].first_row;
+    count = p.list.tiles[tile].num_rows;
+  };
+  look_up();
+  ptx::wait_for_predecessor();
+  ptx::let_successor_start();
+  for (; tile < num_tiles; tile += gridDim.y, look_up()) {
     for (int64_t r = blockIdx.x; r < count; r += gridDim.x) {
       uint2* act = codes_at(p.act, first + r, p.act_pitch);
       for (int64_t i = threadIdx.x; i < front_vectors; i += blockDim.x) act[i] = make_uint2(0, 0);
@@ -158,13 +170,16 @@ __global__ void __launch_bounds__(most_threads(kHeld)) listed_kernel(QuantizeLis
 // Up to four vectors a thread.
 struct RowShape {
   int held;
+  int most_threads;
   int threads;
 };
-RowShape row_shape(int64_t k) {
+RowShape row_shape(int64_t k, bool few_rows) {
   const int64_t vectors = k / kColumns;
-  const int held = vectors <= kWishedThreads ? 1 : vectors <= 2 * kWishedThreads ? 2 : 4;
+  const int64_t wished = few_rows ? kMostThreads : kManyRowsThreads;
+  const int held = vectors <= wished ? 1 : vectors <= 2 * wished ? 2 : 4;
+  const int64_t most = few_rows || held == 4 ? kMostThreads : kManyRowsThreads;
   const int64_t threads = (vectors + held * kLanes - 1) / (held * kLanes) * kLanes;
-  return {held, static_cast<int>(threads < most_threads(held) ? threads : most_threads(held))};
+  return {held, static_cast<int>(most), static_cast<int>(threads < most ? threads : most)};
 }
 
 void check_rows(int64_t k, int64_t act_pitch, const void* x, const void* act) {
@@ -173,12 +188,19 @@ void check_rows(int64_t k, int64_t act_pitch, const void* x, const void* act) {
   QD_CHECK(reinterpret_cast<uintptr_t>(x) % 16 == 0 && reinterpret_cast<uintptr_t>(act) % 16 == 0, "rows on 16 bytes");
 }
 
-template <typename Problem>
-using RowKernel = void (*)(Problem);
-
-template <typename Problem>
-RowKernel<Problem> pick(int held, RowKernel<Problem> one, RowKernel<Problem> two, RowKernel<Problem> four) {
-  return held == 1 ? one : held == 2 ? two : four;
+void (*tokens_kernel_for(const RowShape& shape))(QuantizeTokens) {
+  if (shape.held == 4) return tokens_kernel<4, kMostThreads>;
+  if (shape.held == 2) {
+    return shape.most_threads == kMostThreads ? tokens_kernel<2, kMostThreads> : tokens_kernel<2, kManyRowsThreads>;
+  }
+  return shape.most_threads == kMostThreads ? tokens_kernel<1, kMostThreads> : tokens_kernel<1, kManyRowsThreads>;
+}
+void (*listed_kernel_for(const RowShape& shape))(QuantizeListed) {
+  if (shape.held == 4) return listed_kernel<4, kMostThreads>;
+  if (shape.held == 2) {
+    return shape.most_threads == kMostThreads ? listed_kernel<2, kMostThreads> : listed_kernel<2, kManyRowsThreads>;
+  }
+  return shape.most_threads == kMostThreads ? listed_kernel<1, kMostThreads> : listed_kernel<1, kManyRowsThreads>;
 }
 
 }  // namespace
@@ -188,9 +210,8 @@ void quantize_tokens(const QuantizeTokens& p, device::Stream stream) {
   QD_CHECK(p.num_tokens >= 0 && p.num_tokens <= INT32_MAX && p.top_k >= 1, "shapes of the tokens");
   QD_CHECK(p.slot_of_route != nullptr || p.top_k == 1, "slots of the routes where a token has more than one");
   if (p.num_tokens == 0) return;
-  const RowShape shape = row_shape(p.k);
-  const auto kernel = pick<QuantizeTokens>(shape.held, tokens_kernel<1>, tokens_kernel<2>, tokens_kernel<4>);
-  kernel<<<static_cast<unsigned>(p.num_tokens), shape.threads, 0, native(stream)>>>(p);
+  const RowShape shape = row_shape(p.k, p.num_tokens <= kFewRows);
+  launch_chained(tokens_kernel_for(shape), static_cast<unsigned>(p.num_tokens), shape.threads, 0, native(stream), p);
   check_launch("quantize_tokens");
 }
 
@@ -208,9 +229,8 @@ void quantize_listed(const QuantizeListed& p, device::Stream stream) {
   const int64_t most = one ? kMostRowBlocks : kMostTileBlocks;
   const auto blocks = static_cast<unsigned>(items < most ? items : most);
   const dim3 grid = one ? dim3(blocks, 1) : dim3(kRowBlocks, blocks);
-  const RowShape shape = row_shape(p.k);
-  const auto kernel = pick<QuantizeListed>(shape.held, listed_kernel<1>, listed_kernel<2>, listed_kernel<4>);
-  kernel<<<grid, shape.threads, 0, native(stream)>>>(p);
+  const RowShape shape = row_shape(p.k, one ? p.list.num_rows <= kFewRows : p.list.max_tiles <= kFewTiles);
+  launch_chained(listed_kernel_for(shape), grid, shape.threads, 0, native(stream), p);
   check_launch("quantize_listed");
 }
 
