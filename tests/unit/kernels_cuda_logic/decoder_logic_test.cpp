@@ -48,10 +48,16 @@ void mma(Sums* d, const std::array<std::array<Pair, 4>, 32>& a, const std::array
 double value(uint16_t code) {
   return numerics::bf16_to_f32(code);
 }
-// Word `word` of the 16 bytes at `bytes` of an array of bf16.
-Pair word_at(const std::vector<uint16_t>& data, int64_t bytes, int word) {
-  const auto i = static_cast<size_t>(bytes / 2 + 2 * word);
-  return {value(data[i]), value(data[i + 1])};
+// What ldmatrix.x4 gives to a lane in register i; row_at(l): the byte whose address lane l gives.
+template <typename RowAt>
+Pair loaded(const std::vector<uint16_t>& data, const RowAt& row_at, int lane, int i) {
+  const auto at = static_cast<size_t>(row_at(8 * i + lane / 4) / 2 + lane % 4 * 2);
+  return {value(data[at]), value(data[at + 1])};
+}
+template <typename RowAt>
+Pair loaded_transposed(const std::vector<uint16_t>& data, const RowAt& row_at, int lane, int i) {
+  const auto element = [&](int row) { return value(data[static_cast<size_t>(row_at(8 * i + row) / 2 + lane / 4)]); };
+  return {element(lane % 4 * 2), element(lane % 4 * 2 + 1)};
 }
 
 struct Block {
@@ -99,7 +105,8 @@ TEST_P(Fragments, GiveScores) {
             const double* row = &block.query[static_cast<size_t>((g + i % 2 * 8) * dim + 32 * c + 8 * t + 4 * h)];
             a[lane][i] = {row[i / 2 * 2], row[i / 2 * 2 + 1]};
           }
-          for (int i = 0; i < 2; ++i) b[lane][i] = word_at(block.tile, key_piece_at(dim, j, c, lane), 2 * h + i);
+          const auto row_at = [&](int of) { return key_piece_at(j, c, of); };
+          for (int i = 0; i < 2; ++i) b[lane][i] = loaded(block.tile, row_at, lane, 2 * h + i);
         }
         mma(&sums, a, b);
       }
@@ -135,9 +142,8 @@ TEST_P(Fragments, GiveSumsOfValues) {
       for (int j = 0; j < 4; ++j) {
         std::array<std::array<Pair, 2>, 32> b;
         for (int lane = 0; lane < 32; ++lane) {
-          for (int i = 0; i < 2; ++i) {
-            b[lane][i] = word_at(block.tile, 64 * dim * 2 + value_piece_at(dim, 2 * s + i, c, lane), j);
-          }
+          const auto row_at = [&](int of) { return 64 * dim * 2 + value_piece_at(s, c, j / 2 * 2, of); };
+          for (int i = 0; i < 2; ++i) b[lane][i] = loaded_transposed(block.tile, row_at, lane, j % 2 * 2 + i);
         }
         mma(&sums[static_cast<size_t>(j)], a, b);
       }
@@ -145,7 +151,7 @@ TEST_P(Fragments, GiveSumsOfValues) {
     for (int lane = 0; lane < 32; ++lane) {
       for (int i = 0; i < 16; ++i) {
         const int row = lane / 4 + i % 4 / 2 * 8;
-        const int d = 32 * c + 8 * (lane % 4) + 4 * (i % 2) + i / 4;
+        const int d = 32 * c + 8 * (i / 4) + lane % 4 * 2 + i % 2;
         double sum = 0;
         for (int key = 0; key < 64; ++key) {
           sum += block.weight[static_cast<size_t>(row * 64 + key)] * block.values[static_cast<size_t>(key * dim + d)];
@@ -169,8 +175,30 @@ TEST_P(Fragments, MeetEveryBankOnce) {
   const int dim = GetParam();
   for (int c = 0; c < dim / 32; ++c) {
     for (int j = 0; j < 8; ++j) {
-      expect_no_conflict([&](int lane) { return key_piece_at(dim, j, c, lane); });
-      expect_no_conflict([&](int lane) { return value_piece_at(dim, j, c, lane); });
+      expect_no_conflict([&](int lane) { return key_piece_at(j, c, lane); });
+      expect_no_conflict([&](int lane) { return value_piece_at(j / 2, c, j % 2 * 2, lane); });
+    }
+  }
+}
+
+// The canonical layouts of wgmma in 64-byte swizzle (PTX ISA): bits 7 and 8 of the byte are added to bits 4 and 5.
+int64_t swizzled_bytes(int64_t bytes) {
+  return bytes ^ (bytes >> 7 & 3) << 4;
+}
+TEST_P(Fragments, LieWhereWgmmaReadsThem) {
+  const int dim = GetParam();
+  const layout::KvTile map{1, dim};
+  for (int position = 0; position < 64; ++position) {
+    for (int d = 0; d < dim; ++d) {
+      // k contiguous: rows of 64 bytes, groups of eight keys 512 bytes apart; a step of 16 k is 32 bytes on. Which k of
+      // the step a dimension is: that of the word of the query row that the lane t = d / 8 % 4 holds.
+      const int step = d / 4 % 2, k = d / 2 % 2 * 8 + d / 8 % 4 * 2 + d % 2;
+      const int64_t key = d / 32 * 4096 + position / 8 * 512 + position % 8 * 64 + step * 32 + k * 2;
+      ASSERT_EQ(2 * map.key_offset(0, position, d), swizzled_bytes(key));
+      // n contiguous: chunks of 32 n 4096 bytes apart, groups of eight k 512; a step of 16 k is 1024 bytes on.
+      const int64_t of_value =
+          d / 32 * 4096 + position / 16 * 1024 + position / 8 % 2 * 512 + position % 8 * 64 + d % 32 * 2;
+      ASSERT_EQ(2 * (map.value_offset(0, position, d) - map.values_begin()), swizzled_bytes(of_value));
     }
   }
 }

@@ -24,7 +24,7 @@ struct Tile {
 };
 
 // Words 2h and 2h + 1 of chunk c of a row are the k of step (c, h): dimensions 32 c + 8 t + 4 h + {0, 1} and {2, 3}.
-// The keys' fragments take theirs alike.
+// Pieces 2h and 2h + 1 of a key have theirs alike (layout/kv_tile.h).
 __device__ __forceinline__ uint4 query_piece(const uint16_t* q, int dim, int64_t head_dim) {
   uint4 v = make_uint4(0, 0, 0, 0);
   if (q != nullptr && dim < head_dim) {
@@ -71,17 +71,20 @@ __device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {
 template <int Dim>
 __device__ __forceinline__ void block_scores(const Queries<Dim>& q, const uint8_t* tile, int lane,
                                              float (&score)[8][4]) {
+  const uint32_t keys = ptx::shared_address(tile);
 #pragma unroll
   for (int j = 0; j < 8; ++j) score[j][0] = score[j][1] = score[j][2] = score[j][3] = 0.0f;
-#pragma unroll
+  // Where queries are not held, their loads must not pile up either.
+#pragma unroll(Dim <= 128 ? Dim / 32 : 2)
   for (int c = 0; c < Dim / 32; ++c) {
     const uint4 low = q.piece(0, c);
     const uint4 high = q.piece(1, c);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const uint4 key = *reinterpret_cast<const uint4*>(tile + key_piece_at(Dim, j, c, lane));
-      ptx::mma_bf16(score[j], low.x, high.x, low.y, high.y, key.x, key.y);
-      ptx::mma_bf16(score[j], low.z, high.z, low.w, high.w, key.z, key.w);
+      uint32_t key[4];
+      ptx::load_matrices(keys + key_piece_at(j, c, lane), key);
+      ptx::mma_bf16(score[j], low.x, high.x, low.y, high.y, key[0], key[1]);
+      ptx::mma_bf16(score[j], low.z, high.z, low.w, high.w, key[2], key[3]);
     }
   }
 }
@@ -103,7 +106,34 @@ __device__ __forceinline__ void hide_unseen(const SeenInBlock& seen, int t, floa
   }
 }
 
-// Weights 2^(score * scale2 - top) as A fragments of four k16 steps; top: the largest score of the row times scale2;
+// Scores become 2^(score * scale2 - top); top: the largest score of the row times scale2.
+__device__ __forceinline__ void scores_to_powers(float (&score)[8][4], float scale2, float (&top)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float largest = fmaxf(score[0][2 * r], score[0][2 * r + 1]);
+#pragma unroll
+    for (int j = 1; j < 8; ++j) largest = fmaxf(largest, fmaxf(score[j][2 * r], score[j][2 * r + 1]));
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+    top[r] = largest * scale2;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        score[j][2 * r + e] = ptx::exp2_fast(__builtin_fmaf(score[j][2 * r + e], scale2, -top[r]));
+      }
+    }
+  }
+}
+// Powers, rounded, as A fragments of four k16 steps.
+__device__ __forceinline__ void powers_to_weights(const float (&power)[8][4], uint32_t (&a)[4][4]) {
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) a[j / 2][j % 2 * 2 + r] = ptx::bf16_pair(power[j][2 * r], power[j][2 * r + 1]);
+  }
+}
+
 // norm: the sum of the weights as they are multiplied (rounded to bf16), by the tensor cores as everything else.
 struct Weights {
   uint32_t a[4][4];
@@ -112,23 +142,8 @@ struct Weights {
 };
 __device__ __forceinline__ void block_weights(float (&score)[8][4], float scale2, Weights& w) {
   constexpr uint32_t kOnes = 0x3f803f80u;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float top = fmaxf(score[0][2 * r], score[0][2 * r + 1]);
-#pragma unroll
-    for (int j = 1; j < 8; ++j) top = fmaxf(top, fmaxf(score[j][2 * r], score[j][2 * r + 1]));
-    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-    w.top[r] = top * scale2;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        score[j][2 * r + e] = ptx::exp2_fast(__builtin_fmaf(score[j][2 * r + e], scale2, -w.top[r]));
-      }
-      w.a[j / 2][j % 2 * 2 + r] = ptx::bf16_pair(score[j][2 * r], score[j][2 * r + 1]);
-    }
-  }
+  scores_to_powers(score, scale2, w.top);
+  powers_to_weights(score, w.a);
   float sum[4] = {};
 #pragma unroll
   for (int s = 0; s < 4; ++s) ptx::mma_bf16(sum, w.a[s][0], w.a[s][1], w.a[s][2], w.a[s][3], kOnes, kOnes);
@@ -136,20 +151,21 @@ __device__ __forceinline__ void block_weights(float (&score)[8][4], float scale2
   w.norm[1] = sum[2];
 }
 
-// sum[j]: dimensions 32 chunk + 8 t + j (row g, row g + 8 in [2]) and 32 chunk + 8 t + 4 + j ([1], [3]).
+// sum[j]: dimensions 32 chunk + 8 j + 2 t, + 1 (row g, row g + 8 in [2], [3]).
 template <int Dim>
 __device__ __forceinline__ void block_values(const Weights& w, const uint8_t* tile, int chunk, int lane,
                                              float (&sum)[4][4]) {
-  const uint8_t* values = tile + Tile<Dim>::kKeyBytes;
+  const uint32_t values = ptx::shared_address(tile) + Tile<Dim>::kKeyBytes;
 #pragma unroll
   for (int j = 0; j < 4; ++j) sum[j][0] = sum[j][1] = sum[j][2] = sum[j][3] = 0.0f;
 #pragma unroll
   for (int s = 0; s < 4; ++s) {
-    const uint4 low = *reinterpret_cast<const uint4*>(values + value_piece_at(Dim, 2 * s, chunk, lane));
-    const uint4 high = *reinterpret_cast<const uint4*>(values + value_piece_at(Dim, 2 * s + 1, chunk, lane));
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      ptx::mma_bf16(sum[j], w.a[s][0], w.a[s][1], w.a[s][2], w.a[s][3], word_of(low, j), word_of(high, j));
+    for (int j = 0; j < 4; j += 2) {
+      uint32_t value[4];
+      ptx::load_matrices_transposed(values + value_piece_at(s, chunk, j, lane), value);
+      ptx::mma_bf16(sum[j], w.a[s][0], w.a[s][1], w.a[s][2], w.a[s][3], value[0], value[1]);
+      ptx::mma_bf16(sum[j + 1], w.a[s][0], w.a[s][1], w.a[s][2], w.a[s][3], value[2], value[3]);
     }
   }
 }
@@ -182,10 +198,13 @@ __device__ __forceinline__ float folded(float sum, const Fold& fold, float block
 // used the page before. Called by `threads` threads; the caller orders it before the reads.
 template <int Dim>
 __device__ __forceinline__ void clear_values_behind(uint8_t* tile, int last, int thread, int threads) {
-  uint32_t* words = reinterpret_cast<uint32_t*>(tile + Tile<Dim>::kKeyBytes);
-  const int first_pair = (last + 1) / 2;
-  for (int i = first_pair * Dim + thread; i < kKeyBlock / 2 * Dim; i += threads) {
-    words[i] = i / Dim * 2 <= last ? words[i] & 0xffffu : 0u;
+#pragma unroll 1
+  for (int c = 0; c < Tile<Dim>::kChunks; ++c) {
+    uint8_t* chunk = tile + Tile<Dim>::kKeyBytes + c * 4096;
+#pragma unroll 1
+    for (int i = (last + 1) * 4 + thread; i < kKeyBlock * 4; i += threads) {
+      *reinterpret_cast<uint4*>(chunk + i * 16) = make_uint4(0, 0, 0, 0);
+    }
   }
 }
 

@@ -62,9 +62,9 @@ __device__ __forceinline__ void single_block(const WarpBuffer<Dim>& buffer, cons
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (partial[r] == nullptr) continue;
-      float4* to = reinterpret_cast<float4*>(partial[r] + 32 * c + 8 * t);
-      to[0] = make_float4(sum[0][2 * r], sum[1][2 * r], sum[2][2 * r], sum[3][2 * r]);
-      to[1] = make_float4(sum[0][2 * r + 1], sum[1][2 * r + 1], sum[2][2 * r + 1], sum[3][2 * r + 1]);
+      float2* to = reinterpret_cast<float2*>(partial[r] + 32 * c + 2 * t);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) to[4 * j] = make_float2(sum[j][2 * r], sum[j][2 * r + 1]);
     }
   }
   __syncwarp();

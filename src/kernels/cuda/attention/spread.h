@@ -75,19 +75,16 @@ struct HeadTiles {
   }
 };
 
-// --- Fragments. Lane = 4 g + t of a warp; Dim: the padded head dimension ---
+// --- Fragments: the byte, from the start of a tile's keys or values, whose address a lane gives to ldmatrix.x4 ---
 
-// Byte, from the start of a tile, of the 16 that hold dimensions 32 chunk + 8 t .. + 7 of key 8 j + g.
-QD_HD constexpr int key_piece_at(int dim, int j, int chunk, int lane) {
-  const int g = lane / 4, t = lane % 4;
-  const int swapped = dim % 64 == 0 ? chunk ^ (g % 2) : chunk;
-  return (8 * j + g) * (dim * 2) + swapped * 64 + t * 16;
+// Keys: dimensions 32 chunk .. + 31 of keys 8 j .. + 7; register p receives piece p.
+QD_HD constexpr int key_piece_at(int j, int chunk, int lane) {
+  return chunk * 4096 + j * 512 + lane % 8 * 64 + (lane / 8 ^ lane / 2 % 4) * 16;
 }
-// Byte, from the start of the values of a tile, of the 16 that hold dimensions 32 chunk + 4 g .. + 3 of the values at
-// positions 8 j + 2 t and 8 j + 2 t + 1.
-QD_HD constexpr int value_piece_at(int dim, int j, int chunk, int lane) {
-  const int g = lane / 4, t = lane % 4;
-  return (4 * j + t) * (dim * 4) + chunk * 128 + (g ^ (2 * t)) * 16;
+// Values, transposed: positions 16 step .. + 7 of dimensions 32 chunk + 8 piece .. + 7 in register 0, positions
+// 16 step + 8 .. + 15 in 1; 2 and 3: the same of the next piece. piece: even.
+QD_HD constexpr int value_piece_at(int step, int chunk, int piece, int lane) {
+  return chunk * 4096 + step * 1024 + lane % 16 * 64 + (piece ^ lane / 16 ^ lane / 2 % 4) * 16;
 }
 
 // Floats of a partial result: sums of padded_dim dimensions, then maximum and sum of weights, padding.

@@ -17,6 +17,22 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], uint32_t a0, uint32_t a1
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// Four 8x8 matrices of bf16 from shared memory: lane l gives the address of row l % 8 of matrix l / 8 and receives in
+// r[i] columns 2 (l % 4), + 1 of row l / 4 of matrix i.
+__device__ __forceinline__ void load_matrices(uint32_t address, uint32_t (&r)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+// The same, transposed: rows 2 (l % 4), + 1 of column l / 4.
+__device__ __forceinline__ void load_matrices_transposed(uint32_t address, uint32_t (&r)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
 // Nearest even, NaN to 0x7FFF: numerics::bf16_from_f32 of both; `low` in the low half.
 __device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
   uint32_t packed;
