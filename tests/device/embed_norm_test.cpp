@@ -107,6 +107,84 @@ void norm_row(const uint16_t* x, const std::vector<uint16_t>& weight, int64_t pi
   }
 }
 
+// The experts' rows as an update, against combine and then a bf16 update: tokens without slots, with shared rows and
+// gates, selected rows, rows of NaN and infinities.
+TEST_F(EmbedNormTest, ExpertsRowsAsTheUpdate) {
+  struct Shape {
+    int64_t tokens, width, top_k;
+    bool weights, shared, gate, selected;
+  };
+  const std::vector<Shape> shapes = {
+      {1, 2048, 8, true, false, false, false}, {1, 7168, 8, true, true, true, false},
+      {5, 64, 2, true, true, false, true},     {64, 2048, 8, true, true, true, false},
+      {21, 40, 1, false, false, false, true},  {37, 4096, 6, true, false, false, true},
+      {9, 16384, 11, true, true, true, false}, {4096, 2048, 8, true, false, false, false},
+      {700, 8, 9, true, true, true, true}};
+  std::mt19937 random(6);
+  for (const Shape& s : shapes) {
+    SCOPED_TRACE(fmt::format("{} tokens of {}, top {}", s.tokens, s.width, s.top_k));
+    const int64_t slots = std::min<int64_t>(s.tokens * s.top_k, 200);
+    std::vector<int32_t> slot, rows;
+    std::vector<float> weight, gate;
+    for (int64_t i = 0; i < s.tokens * s.top_k; ++i) {
+      const bool here = i / s.top_k % 7 != 2 && random() % 5 != 0;  // every seventh token has none
+      slot.push_back(here ? static_cast<int32_t>(random() % static_cast<uint32_t>(slots)) : -1);
+      weight.push_back(0.001f * static_cast<float>(random() % 1000));
+    }
+    for (int64_t t = 0; t < s.tokens; ++t) {
+      gate.push_back(0.001f * static_cast<float>(random() % 1000));
+      if (!s.selected || t % 3 == 1) rows.push_back(static_cast<int32_t>(t));
+    }
+    PoolMemory memory;
+    kernels::DeviceCombine combine;
+    combine.num_tokens = s.tokens;
+    combine.top_k = s.top_k;
+    combine.width = s.width;
+    combine.rows = memory.copy_of(some_rows(slots, s.width, 7), stream());
+    combine.slot = memory.copy_of(slot, stream());
+    if (s.weights) combine.weight = memory.copy_of(weight, stream());
+    if (s.shared) combine.shared = memory.copy_of(some_rows(s.tokens, s.width, 8), stream());
+    if (s.gate) combine.shared_gate = memory.copy_of(gate, stream());
+    combine.out = memory.take<uint16_t>(s.tokens * s.width, 16, stream());
+    table_->combine(combine, stream());
+
+    const auto x = some_rows(s.tokens, s.width, 1);
+    kernels::DeviceAddNorm p;
+    p.num_rows = static_cast<int64_t>(rows.size());
+    p.width = s.width;
+    p.eps = 1e-6f;
+    p.rows = s.selected ? memory.copy_of(rows, stream()) : nullptr;
+    p.weight = memory.copy_of(std::vector<uint16_t>(static_cast<size_t>(s.width), 0x3f90), stream());
+    p.act_pitch = (s.width + 127) / 128 * 128;
+    struct Found {
+      std::vector<uint16_t> x, normed;
+      std::vector<uint8_t> act;
+      std::vector<uint32_t> scale;
+    };
+    const auto run = [&](bool fused) {
+      p.x = memory.copy_of(x, stream());
+      p.update = fused ? nullptr : combine.out;
+      p.combine = fused ? combine : kernels::DeviceCombine{};
+      p.combine.out = nullptr;
+      p.normed = memory.take<uint16_t>(p.num_rows * s.width, 16, stream());
+      p.act = memory.take<uint8_t>(p.num_rows * p.act_pitch, 16, stream());
+      p.act_scale = memory.take<float>(p.num_rows, 4, stream());
+      table_->add_norm(p, stream());
+      return Found{on_host<uint16_t>(p.x, s.tokens * s.width, stream()),
+                   on_host<uint16_t>(p.normed, p.num_rows * s.width, stream()),
+                   on_host<uint8_t>(p.act, p.num_rows * p.act_pitch, stream()),
+                   on_host<uint32_t>(p.act_scale, p.num_rows, stream())};
+    };
+    const Found apart = run(false), fused = run(true);
+    EXPECT_EQ(bit_differences(fused.x, apart.x, s.width), "") << "x";
+    EXPECT_EQ(bit_differences(fused.normed, apart.normed, s.width), "") << "normed";
+    EXPECT_EQ(bit_differences(fused.act, apart.act, p.act_pitch), "") << "codes";
+    EXPECT_EQ(bit_differences(fused.scale, apart.scale, 1), "") << "scales";
+    EXPECT_EQ(memory.harmed(stream()), "");
+    if (HasFailure()) return;
+  }
+}
+
 TEST_F(EmbedNormTest, SumNormAndCodesOfARow) {
   std::vector<NormCase> cases;
   for (const int64_t width : {8, 40, 64, 768, 2048, 2880, 7168, 16384}) {
