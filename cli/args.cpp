@@ -96,6 +96,8 @@ void add_model_options(CLI::App& app, ModelOptions& options) {
                  "Most of the GPU's memory to use: bytes (20G, 512MiB) or a share of it (0.8); all that is free when "
                  "not given")
       ->type_name("BYTES|SHARE");
+  app.add_flag("--load-report", options.load_report,
+               "Of a load to a GPU: where its time went, beside the rate of the link, on stderr");
   app.add_flag("-q,--quiet", options.quiet, "No progress and no statistics on stderr");
 }
 

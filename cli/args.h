@@ -31,6 +31,7 @@ struct ModelOptions {
   bool quiet = false;
   std::string device = "cpu";  // or "cuda", "cuda:N"
   std::string gpu_memory;      // "": all that is free (model/device_memory_plan.h)
+  bool load_report = false;    // of a GPU (load_report.h)
   int tp = 1;                  // ranks (ranks.h)
   int ep = 1;
   std::string split_scales = "agreed";

@@ -83,22 +83,27 @@ std::vector<std::string> named_shapes() {
   return names;
 }
 
-Result<formats::HfConfig> named_shape(const std::string& name) {
+void set_size(int64_t layers, int64_t vocabulary, formats::Json* config) {
+  if (layers > 0) (*config)["num_hidden_layers"] = layers;
+  if (vocabulary == 0) return;
+  (*config)["vocab_size"] = vocabulary;
+  (*config)["eos_token_id"] = vocabulary - 1;
+}
+
+Result<formats::Json> shape_json(const std::string& name) {
   const NamedShape* shape = find_shape(name);
   if (shape == nullptr) return make_error(ErrorCode::kInvalidArgument, "no shape is named '{}'", name);
-  QD_TRY(const formats::Json json, formats::parse_json(shape->config, name));
+  return formats::parse_json(shape->config, name);
+}
+
+Result<formats::HfConfig> named_shape(const std::string& name) {
+  QD_TRY(const formats::Json json, shape_json(name));
   return formats::parse_hf_config(json, name);
 }
 
 Result<model::ModelConfig> bench_shape(const std::string& name, int64_t layers, int64_t vocabulary) {
-  const NamedShape* shape = find_shape(name);
-  if (shape == nullptr) return make_error(ErrorCode::kInvalidArgument, "no shape is named '{}'", name);
-  QD_TRY(formats::Json json, formats::parse_json(shape->config, name));
-  if (layers > 0) json["num_hidden_layers"] = layers;
-  if (vocabulary > 0) {
-    json["vocab_size"] = vocabulary;
-    json["eos_token_id"] = vocabulary - 1;
-  }
+  QD_TRY(formats::Json json, shape_json(name));
+  set_size(layers, vocabulary, &json);
   QD_TRY(const formats::HfConfig hf, formats::parse_hf_config(json, name));
   return model::make_model_config(hf);
 }

@@ -8,6 +8,7 @@
 
 #include "core/result.h"
 #include "formats/hf_config.h"
+#include "formats/json.h"
 #include "model/config.h"
 
 namespace quadrille::cli {
@@ -22,6 +23,9 @@ Result<model::ModelConfig> bench_shape(const std::string& name, int64_t layers, 
 std::vector<std::string> named_shapes();
 // The config.json of that shape. kInvalidArgument for an unknown name.
 Result<formats::HfConfig> named_shape(const std::string& name);
+Result<formats::Json> shape_json(const std::string& name);
+// Cuts the config to `layers` layers and `vocabulary` tokens (0: as it is).
+void set_size(int64_t layers, int64_t vocabulary, formats::Json* config);
 
 // Floating-point operations (2 for a multiply and add) of one prompt of `tokens` tokens from position 0 with the logits
 // of its last token: projections, router, chosen experts, shared experts, attention, head. Norms, rotary embedding and

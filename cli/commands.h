@@ -23,6 +23,7 @@ void add_chat(CLI::App& program, std::vector<Command>& commands);
 void add_inspect(CLI::App& program, std::vector<Command>& commands);
 void add_plan(CLI::App& program, std::vector<Command>& commands);
 void add_quantize(CLI::App& program, std::vector<Command>& commands);
+void add_make_model(CLI::App& program, std::vector<Command>& commands);
 void add_prepare(CLI::App& program, std::vector<Command>& commands);
 void add_eval(CLI::App& program, std::vector<Command>& commands);
 void add_bench(CLI::App& program, std::vector<Command>& commands);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cli/load_report.h"
 #include "cli/progress.h"
 #include "cli/signals.h"
 #include "kernels/api/device_table.h"
@@ -29,8 +30,9 @@ namespace {
 // Options that go together.
 Status check_place(const ModelOptions& options) {
   if (!options.on_gpu()) {
-    if (options.gpu_memory.empty()) return {};
-    return make_error(ErrorCode::kInvalidArgument, "--gpu-memory is for a model on a GPU: add '--device cuda'");
+    if (options.gpu_memory.empty() && !options.load_report) return {};
+    return make_error(ErrorCode::kInvalidArgument, "{} is for a model on a GPU: add '--device cuda'",
+                      options.gpu_memory.empty() ? "--load-report" : "--gpu-memory");
   }
   if (options.kernels.empty()) return {};
   return make_error(ErrorCode::kInvalidArgument,
@@ -38,13 +40,16 @@ Status check_place(const ModelOptions& options) {
                     options.kernels, options.device);
 }
 
-Result<std::unique_ptr<model::AnyModel>> load_there(const ModelOptions& options, const model::LoadOptions& load) {
+Result<std::unique_ptr<model::AnyModel>> load_there(Console& console, const ModelOptions& options,
+                                                    const model::LoadOptions& load) {
   if (!options.on_gpu()) {
     QD_TRY(std::unique_ptr<model::Model> model, model::Model::load(options.folder, load));
     return std::unique_ptr<model::AnyModel>(std::move(model));
   }
   QD_TRY(const model::DeviceOptions device, make_device_options(options));
   QD_TRY(std::unique_ptr<model::DeviceModel> model, model::DeviceModel::load(options.folder, load, device));
+  const double ready_seconds = seconds_since_process_start();
+  if (options.load_report) QD_TRY_STATUS(print_load_report(console, *model, ready_seconds));
   return std::unique_ptr<model::AnyModel>(std::move(model));
 }
 
@@ -99,7 +104,7 @@ Result<LoadedModel> load_model(Console& console, const ModelOptions& options, in
   load.progress = [&progress](const model::LoadProgress& at) {
     progress.update(static_cast<int64_t>(at.bytes_done), static_cast<int64_t>(at.bytes_total), at.module);
   };
-  auto model = load_there(options, load);
+  auto model = load_there(console, options, load);
   progress.finish();
   if (!model) return model.error();
   loaded.model = std::move(*model);

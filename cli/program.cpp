@@ -16,6 +16,7 @@ void add_all(CLI::App& program, std::vector<Command>& commands) {
   add_plan(program, commands);
   add_quantize(program, commands);
   add_prepare(program, commands);
+  add_make_model(program, commands);
   add_eval(program, commands);
   add_bench(program, commands);
   add_logits(program, commands);

@@ -75,11 +75,6 @@ Result<Properties> properties(int ordinal) {
   return p;
 }
 
-Status available(int ordinal) {
-  QD_TRY(const Properties p, properties(ordinal));
-  return check_properties(p);
-}
-
 Status use(int ordinal) {
   QD_TRY_STATUS(count());
   return cuda_status(cudaSetDevice(ordinal), "choosing a GPU");

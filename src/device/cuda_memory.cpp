@@ -26,13 +26,6 @@ void release_to_pool(void*, void* memory, size_t, Stream stream) {
   (void)cuda_status(cudaFreeAsync(memory, native(stream)), "releasing device memory");
 }
 
-Error out_of_memory(size_t bytes) {
-  size_t free_bytes = 0, total = 0;
-  if (!cuda_status(cudaMemGetInfo(&free_bytes, &total), "asking for the GPU's memory")) free_bytes = total = 0;
-  return make_error(ErrorCode::kCapacity, "asked for {} bytes of device memory, {} of {} are free: use a smaller batch",
-                    bytes, free_bytes, total);
-}
-
 Status copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, Stream stream) {
   QD_TRY_STATUS(check_stream(stream));
   if (bytes == 0) return {};
@@ -48,23 +41,10 @@ Allocator default_allocator() {
   return {nullptr, allocate_from_pool, release_to_pool};
 }
 
-Result<Buffer> Buffer::allocate(size_t bytes, Stream stream, const Allocator& allocator) {
-  QD_TRY_STATUS(check_stream(stream));
-  if (allocator.allocate == nullptr || allocator.release == nullptr) {
-    return make_error(ErrorCode::kInvalidArgument, "an allocator needs both functions, found a null pointer");
-  }
-  Buffer buffer;
-  if (bytes == 0) return buffer;
-  void* memory = allocator.allocate(allocator.context, bytes, stream);
-  if (memory == nullptr) return out_of_memory(bytes);
-  buffer.allocator_ = allocator;
-  buffer.memory_ = memory;
-  buffer.bytes_ = bytes;
-  buffer.stream_ = stream;
-  if (reinterpret_cast<uintptr_t>(memory) % 256 != 0) {
-    return make_error(ErrorCode::kInvalidArgument, "the allocator gave memory that is not aligned to 256 bytes");
-  }
-  return buffer;
+Result<MemoryInfo> memory_info() {
+  MemoryInfo memory;
+  QD_TRY_STATUS(cuda_status(cudaMemGetInfo(&memory.free_bytes, &memory.total_bytes), "asking for the GPU's memory"));
+  return memory;
 }
 
 Result<PinnedBuffer> PinnedBuffer::allocate(size_t bytes) {

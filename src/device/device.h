@@ -36,6 +36,11 @@ Status check_properties(const Properties& properties);
 Status check_stream(Stream stream);
 // The calling thread's GPU from here on.
 Status use(int ordinal);
+// Memory of the calling thread's GPU.
+struct MemoryInfo {
+  size_t free_bytes = 0, total_bytes = 0;
+};
+Result<MemoryInfo> memory_info();
 
 // A stream that does not synchronise with the default stream.
 class OwnedStream {

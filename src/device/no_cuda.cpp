@@ -13,9 +13,6 @@ Error no_cuda() {
 
 }  // namespace
 
-Status available(int) {
-  return no_cuda();
-}
 Result<int> count() {
   return no_cuda();
 }
@@ -23,6 +20,9 @@ Result<Properties> properties(int) {
   return no_cuda();
 }
 Status use(int) {
+  return no_cuda();
+}
+Result<MemoryInfo> memory_info() {
   return no_cuda();
 }
 
@@ -59,9 +59,6 @@ Result<bool> capturing(Stream) {
 
 Allocator default_allocator() {
   return {};
-}
-Result<Buffer> Buffer::allocate(size_t, Stream, const Allocator&) {
-  return no_cuda();
 }
 Result<PinnedBuffer> PinnedBuffer::allocate(size_t) {
   return no_cuda();

@@ -141,13 +141,13 @@ Status SafetensorsWriter::append(const std::string& name, std::span<const std::b
   return {};
 }
 
-Status SafetensorsWriter::finish() {
+Status SafetensorsWriter::finish(Flush flush) {
   if (descriptor_ < 0) return make_error(ErrorCode::kInvalidArgument, "{}: the file is finished already", path_);
   for (const auto& [name, slot] : slots_)
     if (slot.written != slot.size)
       return make_error(ErrorCode::kInvalidArgument, "{}: tensor '{}' has {} of {} bytes", path_, name, slot.written,
                         slot.size);
-  if (::fsync(descriptor_) != 0)
+  if (flush == Flush::kYes && ::fsync(descriptor_) != 0)
     return make_error(ErrorCode::kIo, "{}: cannot be flushed: {}", partial_path_, std::strerror(errno));
   if (::rename(partial_path_.c_str(), path_.c_str()) != 0)
     return make_error(ErrorCode::kIo, "{}: cannot be renamed to {}: {}", partial_path_, path_, std::strerror(errno));

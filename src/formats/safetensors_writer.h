@@ -37,13 +37,16 @@ class SafetensorsWriter {
   const std::vector<TensorDeclaration>& tensors() const { return tensors_; }
   uint64_t file_size() const { return file_size_; }
 
+  // Several threads may write at once, each tensor by one of them.
   // The whole tensor. Errors: kInvalidArgument for an unknown name, a wrong size, a tensor written twice; kIo.
   Status write(const std::string& name, std::span<const std::byte> bytes);
   // The next piece of a tensor; its pieces come in ascending order, other tensors may come in between.
   Status append(const std::string& name, std::span<const std::byte> bytes);
+  // kNo: the system writes the bytes out when it likes; for files that can be made again.
+  enum class Flush { kYes, kNo };
   // Checks that every tensor is whole, flushes to the disk, renames. The writer is spent afterwards.
   // Errors: kInvalidArgument naming a tensor that lacks bytes; kIo.
-  Status finish();
+  Status finish(Flush flush = Flush::kYes);
 
  private:
   struct Slot {

@@ -78,19 +78,20 @@ class W4Gatherer {
         takes_absmax_(options.numerics == kernels::Numerics::kVllm && options.split_scale == moe::SplitScale::kAgreed) {
   }
 
-  static constexpr size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
-  // Of one expert in memory that begins aligned.
-  size_t bytes(const std::vector<CutModule>& modules) const;
-  // Codes of all modules, then their scales, then their biases and maxima. `num_parts` 2: gate and up. Several threads
-  // may read at once. Errors: those of WeightReader::read_canonical().
-  Status read(const std::vector<CutModule>& modules, int32_t num_parts, std::byte* at,
-              prepare::DeviceW4Expert* expert) const;
+  static constexpr size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+  // Of one expert in memory that begins aligned. `num_parts` 2: gate and up, else the modules are stacked.
+  size_t bytes(const std::vector<CutModule>& modules, int32_t num_parts) const;
+  // Where its pieces lie in memory at `at`: as prepare_on_device() stages them, so that an expert is one copy.
+  prepare::DeviceW4Expert places(const std::vector<CutModule>& modules, int32_t num_parts, std::byte* at) const;
+  // Reads them. Several threads may read at once. Errors: those of WeightReader::read_canonical().
+  Status read(const std::vector<CutModule>& modules, int32_t num_parts, std::byte* at) const;
 
  private:
   // The maxima of the whole rows of a row-parallel cut, where the preparation reads them.
   size_t absmax_count(const CutModule& module) const {
     return takes_absmax_ && module.cut.columns ? static_cast<size_t>(module.rows().size()) : 0;
   }
+  prepare::W4PartLayout layout_of(std::span<const CutModule> part) const;
 
   WeightReader& reader_;
   bool takes_absmax_;

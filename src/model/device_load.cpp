@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// The order of a load: dense tensors gather into slots, stacks of 4-bit matrices go as many experts a slot as fit. A
-// slot is filled by the pool, sent, and filled again when its copy is done.
+// How a slot of load_slots.h is read and sent. slot_pipeline.h has the threads do it.
 #include "model/device_load.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <functional>
 
 #include "core/check.h"
+#include "device/order.h"
 #include "layout/w4_hopper64.h"
 #include "model/device_cuts.h"
-#include "model/load_weights.h"
-#include "model/pinned_ring.h"
+#include "model/load_slots.h"
+#include "model/slot_pipeline.h"
 #include "model/weight_reader.h"
 
 namespace quadrille::model {
@@ -20,39 +19,14 @@ namespace {
 
 using device::HandOver;
 
-constexpr size_t kLeastSlotBytes = size_t{32} << 20;
-constexpr size_t kPieceBytes = size_t{1} << 20;  // of a dense tensor, for one thread
-
 size_t slot_bytes(const WeightPlaces& places) {
-  return std::max(kLeastSlotBytes, places.largest_slot);
+  return std::max(PinnedRing::kLeastSlotBytes, places.largest_slot);
 }
 
-constexpr size_t aligned(size_t bytes) {
-  return W4Gatherer::aligned(bytes);
-}
-
-// Rows of a tensor that one thread reads, as bf16 or fp32.
-struct DensePiece {
-  CutModule module;
-  layout::Range rows;  // of the module
-  bool is_bias = false;
-  size_t offset = 0;  // in the weights' memory
-  size_t bytes = 0;
-  bool is_last = false;  // of its module
-};
-
-// A stack of 4-bit matrices: sources of each expert in the order of the rows.
-struct W4Job {
-  const StackPlace* place = nullptr;
-  int32_t num_parts = 1;  // 2: gate and up
-  std::vector<std::vector<CutModule>> experts;
-};
-
-class DeviceLoader {
+class DeviceLoader final : public SlotWork {
  public:
   explicit DeviceLoader(const DeviceLoad& load)
       : load_(load),
-        cuts_(load.shard),
         reader_(load.options.numerics, load.options.round_scales,
                 load.options.split_scale == moe::SplitScale::kAgreed ? prepare::ChannelScale::kWholeRow
                                                                      : prepare::ChannelScale::kOwnGroups),
@@ -65,7 +39,7 @@ class DeviceLoader {
   DeviceLoader(const DeviceLoader&) = delete;
   DeviceLoader& operator=(const DeviceLoader&) = delete;
   // Copies out of the ring may be on their way when an error ends the load.
-  ~DeviceLoader() {
+  ~DeviceLoader() override {
     (void)device::synchronize(load_.streams.copy);
     (void)device::synchronize(load_.streams.prepare);
   }
@@ -73,22 +47,45 @@ class DeviceLoader {
   Result<DeviceLoadReport> run() {
     const auto start = std::chrono::steady_clock::now();
     QD_TRY_STATUS(open());
-    QD_TRY_STATUS(load_all());
+    plan_ = plan_load(load_.inventory, load_.config, load_.places, load_.shard, w4_, load_.ring.slot_bytes());
+    for (const ZeroFill& zeros : plan_.zeros) {
+      QD_TRY_STATUS(device::fill(load_.base + zeros.offset, 0, zeros.bytes, load_.streams.copy));
+    }
+    SlotPipeline pipeline;
+    pipeline.pool = load_.options.pool;
+    pipeline.ring = &load_.ring;
+    pipeline.ordinal = load_.ordinal;
+    pipeline.copy = load_.streams.copy;
+    pipeline.cancel = load_.options.cancel;
+    QD_TRY(const SlotTimes times, run_slots(pipeline, this));
     QD_TRY_STATUS(close());
     DeviceLoadReport report;
     report.notes = reader_.notes();
     report.bytes_copied = bytes_copied_;
+    report.times = times;
     report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return report;
+  }
+
+  size_t num_slots() const override { return plan_.slots.size(); }
+  size_t num_parts(size_t slot) const override { return plan_.slots[slot].num_parts(); }
+  Status fill(size_t slot, size_t part, std::byte* memory) override {
+    const LoadSlot& filled = plan_.slots[slot];
+    if (filled.stack == nullptr) return read_piece(filled.pieces[part], memory + filled.pieces[part].slot_offset);
+    const W4Stack& stack = *filled.stack;
+    return w4_.read(stack.experts[filled.first + part], stack.num_parts, memory + part * stack.expert_bytes);
+  }
+  Status send(size_t slot, std::byte* memory) override {
+    const LoadSlot& filled = plan_.slots[slot];
+    return filled.stack != nullptr ? send_experts(filled, memory) : send_pieces(filled, memory);
   }
 
  private:
   Status open() {
     const device::Stream prepare = load_.streams.prepare;
-    slot_bytes_ = slot_bytes(load_.places);
-    QD_TRY_STATUS(ring_.open(slot_bytes_));
-    QD_TRY(staging_, device::Buffer::allocate(load_.places.largest_staging, prepare));
-    QD_TRY(status_, device::Buffer::allocate(sizeof(uint32_t), prepare));
+    QD_TRY_STATUS(load_.ring.open(slot_bytes(load_.places)));
+    QD_TRY(staging_, device::Buffer::allocate(load_.places.largest_staging, prepare, load_.allocator));
+    QD_TRY(status_, device::Buffer::allocate(sizeof(uint32_t), prepare, load_.allocator));
     QD_TRY_STATUS(device::fill(status_.get(), 0, sizeof(uint32_t), prepare));
     // The memory was taken on the preparation stream.
     return device::hand_over(HandOver::kStagingReady, load_.streams.staging_ready, prepare, load_.streams.copy);
@@ -96,7 +93,6 @@ class DeviceLoader {
 
   // Behind it the preparation stream has everything: what it prepared and what was copied to its place.
   Status close() {
-    QD_TRY_STATUS(flush_dense());
     QD_TRY_STATUS(device::hand_over(HandOver::kSourceCopied, load_.streams.source_copied[0], load_.streams.copy,
                                     load_.streams.prepare));
     QD_TRY_STATUS(device::leave(HandOver::kWeightsPrepared, load_.streams.done, load_.streams.prepare));
@@ -110,128 +106,6 @@ class DeviceLoader {
                       load_.inventory.checkpoint.folder(), flags);
   }
 
-  Status load_all() {
-    const Inventory& from = load_.inventory;
-    const WeightPlaces& to = load_.places;
-    const CutModule embedding = cuts_.vocabulary(from.embedding);
-    QD_TRY_STATUS(add_dense(embedding, to.embedding.offset));
-    QD_TRY_STATUS(clear_behind(to.embedding, embedding));
-    for (size_t l = 0; l < from.layers.size(); ++l) QD_TRY_STATUS(load_layer(l, from.layers[l], to.layers[l]));
-    QD_TRY_STATUS(add_whole(from.final_norm, to.final_norm));
-    if (!from.lm_head) return {};
-    const CutModule head = cuts_.vocabulary(*from.lm_head);
-    QD_TRY_STATUS(load_stack(to.lm_head, 1, {{head}}));
-    return to.lm_head.shape.is_w4 ? Status() : clear_behind(to.lm_head.weights, head);
-  }
-
-  Status load_layer(size_t l, const LayerSources& from, const LayerPlace& to) {
-    QD_TRY_STATUS(add_whole(from.input_norm, to.input_norm));
-    QD_TRY_STATUS(add_whole(from.post_attention_norm, to.post_attention_norm));
-    // Weights of a norm over the whole projection are cut as its rows are; those of one head are every rank's.
-    const bool cut = load_.config.qk_norm == QkNorm::kWholeProjection;
-    if (from.q_norm) {
-      QD_TRY_STATUS(add_dense(cut ? cuts_.q(l, *from.q_norm) : cuts_.whole(*from.q_norm), to.q_norm.offset));
-    }
-    if (from.k_norm) {
-      QD_TRY_STATUS(add_dense(cut ? cuts_.kv(l, *from.k_norm) : cuts_.whole(*from.k_norm), to.k_norm.offset));
-    }
-    const std::vector<CutModule> qkv = {cuts_.q(l, from.q), cuts_.kv(l, from.k), cuts_.kv(l, from.v)};
-    if (to.qkv.size() == 1) {
-      QD_TRY_STATUS(load_stack(to.qkv[0], 1, {qkv}));
-    } else {
-      for (size_t i = 0; i < qkv.size(); ++i) QD_TRY_STATUS(load_stack(to.qkv[i], 1, {{qkv[i]}}));
-    }
-    QD_TRY_STATUS(load_stack(to.o, 1, {{cuts_.o(l, from.o)}}));
-    if (from.router) QD_TRY_STATUS(add_whole(*from.router, to.router));
-    if (from.shared_gate) QD_TRY_STATUS(add_whole(*from.shared_gate, to.shared_gate));
-    using layout::LayerShard;
-    if (to.experts) QD_TRY_STATUS(load_mlps(l, &LayerShard::experts, from.experts, *to.experts));
-    if (to.shared) QD_TRY_STATUS(load_mlps(l, &LayerShard::shared, {&*from.shared, 1}, *to.shared));
-    if (to.dense) QD_TRY_STATUS(load_mlps(l, &LayerShard::dense, {&*from.dense, 1}, *to.dense));
-    return {};
-  }
-
-  Status load_mlps(size_t layer, RankCuts::MlpOf mlp, std::span<const MlpSources> from, const MlpPlace& to) {
-    std::vector<std::vector<CutModule>> gate_up, down;
-    for (const MlpSources& source : from) {
-      gate_up.push_back({cuts_.columns(layer, mlp, source.gate), cuts_.columns(layer, mlp, source.up)});
-      down.push_back({cuts_.down(layer, mlp, source.down)});
-    }
-    QD_TRY_STATUS(load_stack(to.gate_up, 2, std::move(gate_up)));
-    return load_stack(to.down, 1, std::move(down));
-  }
-
-  // `num_parts` 2: gate and up rows, which the 4-bit layout interleaves.
-  Status load_stack(const StackPlace& place, int32_t num_parts, std::vector<std::vector<CutModule>> experts) {
-    if (place.shape.is_w4) return load_w4({&place, num_parts, std::move(experts)});
-    size_t offset = place.weights.offset, bias = place.bias.offset;
-    for (const auto& modules : experts) {
-      for (const CutModule& module : modules) {
-        if (module.bias_count() > 0) {
-          QD_TRY_STATUS(add_piece({module, module.rows(), true, bias, 4 * module.bias_count()}));
-          bias += 4 * module.bias_count();
-        }
-        QD_TRY_STATUS(add_dense(module, offset));
-        offset += 2 * static_cast<size_t>(module.rows().size() * module.k());
-      }
-    }
-    return {};
-  }
-
-  // --- Dense tensors ---
-
-  Status add_whole(const ModuleSource& source, const Place& place) {
-    return add_dense(cuts_.whole(source), place.offset);
-  }
-
-  Status add_dense(const CutModule& module, size_t offset) {
-    const auto row_bytes = 2 * static_cast<size_t>(module.k());
-    const auto rows_a_piece = static_cast<int64_t>(std::max<size_t>(kPieceBytes / row_bytes, 1));
-    const layout::Range rows = module.rows();
-    for (int64_t row = rows.begin; row < rows.end; row += rows_a_piece) {
-      DensePiece piece;
-      piece.module = module;
-      piece.rows = {row, std::min(row + rows_a_piece, rows.end)};
-      piece.offset = offset + static_cast<size_t>(row - rows.begin) * row_bytes;
-      piece.bytes = static_cast<size_t>(piece.rows.size()) * row_bytes;
-      piece.is_last = piece.rows.end == rows.end;
-      QD_TRY_STATUS(add_piece(piece));
-    }
-    return {};
-  }
-
-  Status add_piece(const DensePiece& piece) {
-    if (pending_bytes_ + aligned(piece.bytes) > slot_bytes_) QD_TRY_STATUS(flush_dense());
-    QD_CHECK(piece.bytes <= slot_bytes_, "a piece fits into a slot");
-    pending_.push_back(piece);
-    pending_bytes_ += aligned(piece.bytes);
-    return {};
-  }
-
-  Status flush_dense() {
-    if (pending_.empty()) return {};
-    QD_TRY(std::byte* const slot, next_slot());
-    std::vector<std::byte*> places;
-    size_t at = 0;
-    for (const DensePiece& piece : pending_) {
-      places.push_back(slot + at);
-      at += aligned(piece.bytes);
-    }
-    QD_TRY_STATUS(fill(pending_.size(), [&](size_t i) { return read_piece(pending_[i], places[i]); }));
-    const device::Stream copy = load_.streams.copy;
-    device::before_step("load.dense", copy);
-    for (size_t i = 0; i < pending_.size(); ++i) {
-      QD_TRY_STATUS(send(load_.base + pending_[i].offset, places[i], pending_[i].bytes));
-    }
-    QD_TRY_STATUS(ring_.sent(copy));
-    for (const DensePiece& piece : pending_) {
-      if (piece.is_last) done(*piece.module.source);
-    }
-    pending_.clear();
-    pending_bytes_ = 0;
-    return {};
-  }
-
   Status read_piece(const DensePiece& piece, std::byte* to) {
     const CutModule& module = piece.module;
     if (piece.is_bias) {
@@ -239,11 +113,10 @@ class DeviceLoader {
       std::memcpy(to, values.data(), piece.bytes);
       return {};
     }
-    QD_TRY(const std::vector<uint16_t> values, reader_.read_bf16(*module.source, piece.rows));
     if (!module.cut.columns) {
-      std::memcpy(to, values.data(), piece.bytes);
-      return {};
+      return reader_.read_bf16_into(*module.source, piece.rows, {reinterpret_cast<uint16_t*>(to), piece.bytes / 2});
     }
+    QD_TRY(const std::vector<uint16_t> values, reader_.read_bf16(*module.source, piece.rows));
     const auto width = static_cast<size_t>(module.source->k()), held = static_cast<size_t>(module.k());
     const auto first = static_cast<size_t>(module.cut.columns->k_begin);
     for (size_t row = 0; row < static_cast<size_t>(piece.rows.size()); ++row) {
@@ -252,47 +125,37 @@ class DeviceLoader {
     return {};
   }
 
-  // Zeros behind the rows of a matrix whose place is longer.
-  Status clear_behind(const Place& place, const CutModule& module) {
-    const auto bytes = 2 * static_cast<size_t>(module.rows().size() * module.k());
-    return device::fill(load_.base + place.offset + bytes, 0, place.bytes - bytes, load_.streams.copy);
-  }
-
-  // --- 4-bit stacks ---
-
-  Status load_w4(const W4Job& job) {
-    const size_t expert_bytes = w4_.bytes(job.experts[0]);
-    const size_t most = std::max<size_t>(slot_bytes_ / expert_bytes, 1);
-    for (size_t first = 0; first < job.experts.size(); first += most) {
-      QD_TRY_STATUS(load_experts(job, first, std::min(most, job.experts.size() - first)));
+  Status send_pieces(const LoadSlot& slot, const std::byte* memory) {
+    device::before_step("load.dense", load_.streams.copy);
+    for (const DensePiece& piece : slot.pieces) {
+      QD_TRY_STATUS(device::copy_to_device(load_.base + piece.offset, memory + piece.slot_offset, piece.bytes,
+                                           load_.streams.copy));
+      bytes_copied_ += piece.bytes;
+      if (piece.is_last) done(*piece.module.source);
     }
     return {};
   }
 
-  Status load_experts(const W4Job& job, size_t first, size_t count) {
-    QD_TRY(std::byte* const slot, next_slot());
-    const size_t expert_bytes = w4_.bytes(job.experts[first]);
-    std::vector<prepare::DeviceW4Expert> experts(count);
-    QD_TRY_STATUS(fill(count, [&](size_t e) {
-      return w4_.read(job.experts[first + e], job.num_parts, slot + e * expert_bytes, &experts[e]);
-    }));
-    QD_TRY_STATUS(send_experts(job, static_cast<int64_t>(first), experts));
-    QD_TRY_STATUS(ring_.sent(load_.streams.copy));
-    bytes_copied_ += count * expert_bytes;
-    for (size_t e = 0; e < count; ++e) {
-      for (const CutModule& module : job.experts[first + e]) done(*module.source);
+  Status send_experts(const LoadSlot& slot, std::byte* memory) {
+    const W4Stack& stack = *slot.stack;
+    std::vector<prepare::DeviceW4Expert> experts;
+    for (size_t e = 0; e < slot.count; ++e) {
+      const std::vector<CutModule>& modules = stack.experts[slot.first + e];
+      experts.push_back(w4_.places(modules, stack.num_parts, memory + e * stack.expert_bytes));
+      for (const CutModule& module : modules) done(*module.source);
     }
-    return {};
+    bytes_copied_ += slot.count * stack.expert_bytes;
+    return prepare(stack, static_cast<int64_t>(slot.first), experts);
   }
 
-  Status send_experts(const W4Job& job, int64_t first, std::span<const prepare::DeviceW4Expert> experts) {
-    const StackPlace& place = *job.place;
+  Status prepare(const W4Stack& stack, int64_t first, std::span<const prepare::DeviceW4Expert> experts) {
+    const StackPlace& place = *stack.place;
     const StackShape& shape = place.shape;
     prepare::DeviceW4Source source;
     source.source = shape.source;
     source.numerics = load_.options.numerics;
-    source.num_parts = job.num_parts;
-    source.part_n = shape.n / job.num_parts;
+    source.num_parts = stack.num_parts;
+    source.part_n = shape.n / stack.num_parts;
     source.k = shape.k;
     source.group_size = shape.group_size;
     source.experts = experts;
@@ -310,30 +173,6 @@ class DeviceLoader {
 
   float* floats_at(const Place& place) const { return reinterpret_cast<float*>(load_.base + place.offset); }
 
-  // --- Steps of every slot ---
-
-  Result<std::byte*> next_slot() {
-    if (load_.options.cancel != nullptr && load_.options.cancel->load(std::memory_order_relaxed)) {
-      return make_error(ErrorCode::kCancelled, "loading stopped after {} of {} modules", progress_.modules_done,
-                        progress_.modules_total);
-    }
-    return ring_.next();
-  }
-
-  // Of several errors the first part's is told.
-  Status fill(size_t count, const std::function<Status(size_t)>& read) const {
-    std::vector<Status> status(count);
-    load_.options.pool->run(static_cast<int64_t>(count),
-                            [&](int64_t i) { status[static_cast<size_t>(i)] = read(static_cast<size_t>(i)); });
-    for (const Status& one : status) QD_TRY_STATUS(one);
-    return {};
-  }
-
-  Status send(void* to, const void* from, size_t bytes) {
-    bytes_copied_ += bytes;
-    return device::copy_to_device(to, from, bytes, load_.streams.copy);
-  }
-
   void done(const ModuleSource& source) {
     ++progress_.modules_done;
     progress_.bytes_done += source.disk_bytes();
@@ -342,14 +181,11 @@ class DeviceLoader {
   }
 
   const DeviceLoad& load_;
-  RankCuts cuts_;
   WeightReader reader_;
   W4Gatherer w4_;
-  PinnedRing ring_;
-  size_t slot_bytes_ = 0;
+  LoadPlan plan_;
   device::Buffer staging_, status_;
-  std::vector<DensePiece> pending_;
-  size_t pending_bytes_ = 0;
+  // Of send(), which runs once at a time.
   uint64_t bytes_copied_ = 0;
   LoadProgress progress_;
 };
@@ -360,9 +196,6 @@ Result<DeviceLoadReport> load_to_device(const DeviceLoad& load) {
   return DeviceLoader(load).run();
 }
 
-uint64_t load_ring_bytes(const WeightPlaces& places) {
-  return PinnedRing::kSlots * slot_bytes(places);
-}
 uint64_t load_device_bytes(const WeightPlaces& places) {
   return places.largest_staging + 256;
 }

@@ -3,6 +3,8 @@
 #include "model/device_model.h"
 
 #include <algorithm>
+#include <chrono>
+#include <future>
 #include <new>
 
 #include "device/order.h"
@@ -14,6 +16,7 @@
 #include "model/device_runner.h"
 #include "model/device_streams.h"
 #include "model/load_weights.h"
+#include "model/open_folder.h"
 #include "model/rope.h"
 #include "model/tp_legality.h"
 #include "numerics/bf16.h"
@@ -24,6 +27,11 @@ namespace {
 
 using device::Buffer;
 using device::HandOver;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
 
 bool has_ranks(const LoadOptions& options) {
   return options.ranks != nullptr && options.ranks->size() > 1;
@@ -93,7 +101,7 @@ struct DeviceModel::Impl {
     if (communicator != nullptr && !options.ranks->loss()->any()) (void)communicator->close();
   }
 
-  // The machine before the folder: on one without a GPU nothing else is said.
+  // The machine and its streams.
   static Result<std::unique_ptr<Impl>> create(const LoadOptions& options, const DeviceOptions& device) {
     auto impl = std::make_unique<Impl>();
     QD_TRY_STATUS(check_options(options, device));
@@ -102,6 +110,7 @@ struct DeviceModel::Impl {
     QD_TRY_STATUS(device::use(device.ordinal));
     impl->options = options;
     impl->device = device;
+    QD_TRY_STATUS(impl->streams.open());
     return impl;
   }
 
@@ -112,7 +121,6 @@ struct DeviceModel::Impl {
     shard.rank = shard.is_split() ? options.ranks->rank() : 0;
     QD_TRY_STATUS(check_device_shard(shard, config));
     own = rank_config(config, shard);
-    QD_TRY_STATUS(streams.open());
     if (!shard.is_split()) return {};
     QD_TRY(communicator, device.join_ranks(*options.ranks, device.ordinal, streams.layer.main));
     ranks.tensor = communicator.get();
@@ -154,7 +162,7 @@ struct DeviceModel::Impl {
 
   // Memory of the weights, taken on the stream that prepares them.
   Status take_weights() {
-    QD_TRY(weights, Buffer::allocate(places.total, streams.prepare.prepare));
+    QD_TRY(weights, Buffer::allocate(places.total, streams.prepare.prepare, device.allocator));
     weights.release_on(streams.layer.main);
     return {};
   }
@@ -164,7 +172,7 @@ struct DeviceModel::Impl {
     const device::Stream main = streams.layer.main;
     QD_TRY_STATUS(device::enter(HandOver::kWeightsPrepared, streams.prepare.done, main));
     view = view_weights(places, own, weights.as<uint8_t>(), options.numerics, ranks);
-    QD_TRY(pages, Buffer::allocate(plan.cache_bytes, main));
+    QD_TRY(pages, Buffer::allocate(plan.cache_bytes, main, device.allocator));
     QD_TRY_STATUS(device::fill(pages.get(), 0, plan.cache_bytes, main));
     // No sequence gets longer than the whole cache.
     const int64_t reachable = std::min(max_positions, plan.num_pages * kPagePositions);
@@ -172,13 +180,13 @@ struct DeviceModel::Impl {
     const RopeTables rope = make_rope_tables(config.rope, config.head_dim, reachable, options.pool);
     const size_t rope_bytes = rope.cos.size() * sizeof(float);
     const size_t sin_offset = (rope_bytes + 255) / 256 * 256;
-    QD_TRY(positions, Buffer::allocate(sin_offset + rope_bytes, main));
+    QD_TRY(positions, Buffer::allocate(sin_offset + rope_bytes, main, device.allocator));
     QD_TRY_STATUS(device::copy_to_device(positions.get(), rope.cos.data(), rope_bytes, main));
     QD_TRY_STATUS(device::copy_to_device(positions.as<uint8_t>() + sin_offset, rope.sin.data(), rope_bytes, main));
     QD_TRY_STATUS(device::synchronize(main));  // the tables may go
 
     parts = plan_step_memory(view, own, sizes, shard, ranks);
-    QD_TRY(workspace, Buffer::allocate(parts.total, main));
+    QD_TRY(workspace, Buffer::allocate(parts.total, main, device.allocator));
     DeviceDecoderMemory memory;
     memory.workspace = workspace.get();
     memory.pages = pages.as<uint16_t>();
@@ -216,16 +224,27 @@ DeviceModel::~DeviceModel() = default;
 Result<std::unique_ptr<DeviceModel>> DeviceModel::load(const std::string& folder, const LoadOptions& options,
                                                        const DeviceOptions& device) {
   try {
-    QD_TRY(std::unique_ptr<Impl> impl, Impl::create(options, device));
-    QD_TRY(const formats::HfConfig raw, formats::read_hf_config(folder));
-    QD_TRY(const ModelConfig config, read_model_config(folder));
-    QD_TRY(const Inventory inventory, take_inventory(folder, raw, config, options.log));
-    if (!inventory.unused_tensors.empty()) {
-      options.log(LogLevel::kInfo,
-                  fmt::format("{}: {} tensors are no part of the model and stay unread, the first is '{}'", folder,
-                              inventory.unused_tensors.size(), inventory.unused_tensors[0]));
-    }
-    QD_TRY_STATUS(check_weight_only(inventory, options));
+    // The GPU wakes up while the folder is read.
+    const Clock::time_point start = Clock::now();
+    PinnedRing ring;
+    double gpu_seconds = 0;
+    auto machine = std::async(std::launch::async, [&]() -> Result<std::unique_ptr<Impl>> {
+      QD_TRY(std::unique_ptr<Impl> made, Impl::create(options, device));
+      QD_TRY_STATUS(ring.open(PinnedRing::kLeastSlotBytes));
+      gpu_seconds = seconds_since(start);
+      return made;
+    });
+    const Result<OpenFolder> read = open_folder(folder, options);
+    const double folder_seconds = seconds_since(start);
+    // The machine before the folder: on one without a GPU nothing else is said.
+    QD_TRY(std::unique_ptr<Impl> impl, machine.get());
+    if (!read) return read.error();
+    QD_TRY_STATUS(device::use(device.ordinal));
+    const ModelConfig& config = read->config;
+    const Inventory& inventory = read->inventory;
+    impl->times.gpu_seconds = gpu_seconds;
+    impl->times.folder_seconds = folder_seconds;
+    const Clock::time_point ready = Clock::now();
     auto shape = device_shape(inventory, config);
     if (!shape) return shape.error().in(folder);
     std::vector<layout::ModelShard> shards;
@@ -238,17 +257,23 @@ Result<std::unique_ptr<DeviceModel>> DeviceModel::load(const std::string& folder
     const DeviceModelShape own = rank_shape(*std::move(shape), impl->shard);
     if (auto decided = impl->decide(own, 0); !decided) return decided.error().in(folder);
     QD_TRY_STATUS(impl->take_weights());
-    const DeviceLoad load{inventory,         impl->config,         options,
-                          impl->places,      *impl->table,         impl->weights.as<uint8_t>(),
-                          impl->shard.own(), impl->streams.prepare};
+    impl->times.memory_seconds = seconds_since(ready);
+    const DeviceLoad load{
+        inventory,         impl->config,          options, impl->places,   *impl->table,    impl->weights.as<uint8_t>(),
+        impl->shard.own(), impl->streams.prepare, ring,    device.ordinal, device.allocator};
     QD_TRY(DeviceLoadReport report, load_to_device(load));
-    impl->times = {report.bytes_copied, report.seconds};
+    impl->times.bytes_copied = report.bytes_copied;
+    impl->times.copy_seconds = report.seconds;
+    impl->times.slots = report.times;
     options.log(LogLevel::kInfo,
                 fmt::format("{}: {} bytes to the GPU in {:.3f} s, {:.1f} GB/s", folder, report.bytes_copied,
                             report.seconds, static_cast<double>(report.bytes_copied) / report.seconds / 1e9));
+    const Clock::time_point loaded = Clock::now();
     impl->notes = std::move(report.notes);
     for (const std::string& note : impl->notes) options.log(LogLevel::kWarning, fmt::format("{}: {}", folder, note));
     QD_TRY_STATUS(impl->finish());
+    impl->times.finish_seconds = seconds_since(loaded);
+    impl->times.total_seconds = seconds_since(start);
     return std::unique_ptr<DeviceModel>(new DeviceModel(std::move(impl)));
   } catch (const std::bad_alloc&) {
     return make_error(ErrorCode::kCapacity, "{}: the system has not enough memory to load the model", folder);

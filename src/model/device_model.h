@@ -15,6 +15,7 @@
 #include "model/async_forward.h"
 #include "model/device_memory_plan.h"
 #include "model/model.h"
+#include "model/slot_pipeline.h"
 #include "parallel/device_communicator.h"
 
 namespace quadrille::model {
@@ -23,6 +24,8 @@ struct DeviceOptions {
   const kernels::DeviceTable* table = nullptr;  // kernels::device_table(); nothing here links the kernels
   int ordinal = 0;
   GpuMemoryLimit gpu_memory;
+  // Of the weights, the cache, the workspace and what a load takes beside them.
+  device::Allocator allocator = device::default_allocator();
   // A step that asks for more runs in pieces: no bit changes.
   int64_t max_step_tokens = 2048;
   int64_t max_sequences = 256;
@@ -34,9 +37,16 @@ struct DeviceOptions {
       join_ranks;
 };
 
+// Where the time of load() went. The GPU's context and the folder's headers run at once.
 struct DeviceLoadTimes {
+  double gpu_seconds = 0;     // until context, streams and page-locked ring stand
+  double folder_seconds = 0;  // until config, headers and names are read and checked
+  double memory_seconds = 0;  // ranks, the plan, and the weights' memory
   uint64_t bytes_copied = 0;  // host to device
-  double copy_seconds = 0;    // from the first file read to the last preparation
+  double copy_seconds = 0;    // from the first weight read to the last preparation
+  SlotTimes slots;            // of these, summed over the threads
+  double finish_seconds = 0;  // cache, position tables, workspace
+  double total_seconds = 0;
 };
 
 class DeviceModel final : public AnyModel, public AsyncForward {

@@ -58,7 +58,7 @@ struct LoadOptions {
   int64_t max_positions = 0;  // lowers the model's own limit (and the position tables); 0: the model's
 
   LogSink log = no_log();
-  std::function<void(const LoadProgress&)> progress;  // called from the loading thread
+  std::function<void(const LoadProgress&)> progress;  // called by a thread of the load, one call at a time
   const std::atomic<bool>* cancel = nullptr;          // true: load() and run() end with kCancelled
 };
 

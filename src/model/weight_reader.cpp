@@ -55,6 +55,33 @@ Error not_finite(const TensorView& tensor, size_t index, float value) {
                     tensor.where(), place_text(tensor, index), std::isnan(value) ? "NaN" : "infinite");
 }
 
+// Whether no bf16 code has all bits of its exponent set, four at a time: a lane of x is 0 where one has, else at least
+// 0x80 and at most 0x7f80, so that adding 0x7fff sets its highest bit and carries nothing into the next.
+bool all_finite(std::span<const uint16_t> codes) {
+  constexpr uint64_t kExponents = 0x7f807f807f807f80, kSevens = 0x7fff7fff7fff7fff, kHighest = 0x8000800080008000;
+  uint64_t finite = kHighest;
+  size_t i = 0;
+  for (; i + 4 <= codes.size(); i += 4) {
+    uint64_t word;
+    std::memcpy(&word, codes.data() + i, sizeof word);
+    const uint64_t x = (word & kExponents) ^ kExponents;
+    finite &= x + kSevens;
+  }
+  for (; i < codes.size(); ++i) {
+    if ((codes[i] & 0x7f80) == 0x7f80) return false;
+  }
+  return (finite & kHighest) == kHighest;
+}
+
+// `rows` of a bf16 tensor as they stand. False: something is not finite, or it is another type; nothing is said.
+Result<bool> copy_finite_bf16(const TensorView& tensor, layout::Range rows, std::span<uint16_t> codes) {
+  if (tensor.dtype != DType::kBF16) return false;
+  const auto row_bytes = static_cast<int64_t>(tensor.bytes.size()) / std::max<int64_t>(num_rows(tensor), 1);
+  QD_CHECK(codes.size_bytes() == static_cast<size_t>(rows.size() * row_bytes), "room for all rows");
+  QD_TRY_STATUS(tensor.copy_part(static_cast<uint64_t>(rows.begin * row_bytes), std::as_writable_bytes(codes)));
+  return all_finite(codes);
+}
+
 prepare::CanonicalW4 canonical_of(const ModuleSource& source, int64_t n, const void* codes, const uint16_t* scales) {
   prepare::CanonicalW4 matrix;
   matrix.n = n;
@@ -110,6 +137,23 @@ Result<std::vector<uint16_t>> WeightReader::read_bf16(const ModuleSource& source
   }
   count_weights(rounded);
   return codes;
+}
+
+Status WeightReader::read_bf16_into(const ModuleSource& source, layout::Range rows, std::span<uint16_t> codes) {
+  QD_TRY(const bool is_done, copy_finite_bf16(*source.weight, rows, codes));
+  if (is_done) return {};
+  QD_TRY(const std::vector<uint16_t> read, read_bf16(source, rows));
+  std::copy(read.begin(), read.end(), codes.begin());
+  return {};
+}
+
+Status WeightReader::read_scales_into(const ModuleSource& source, layout::Range rows, std::span<uint16_t> codes) {
+  QD_TRY(const bool is_done, copy_finite_bf16(*source.scale, rows, codes));
+  if (is_done) return {};
+  QD_TRY(const std::vector<uint16_t> read, read_scales(source, rows));
+  QD_CHECK(codes.size() == read.size(), "room for all scales");
+  std::copy(read.begin(), read.end(), codes.begin());
+  return {};
 }
 
 Result<std::vector<uint16_t>> WeightReader::read_scales(const ModuleSource& source, layout::Range rows) {
@@ -209,9 +253,7 @@ Status WeightReader::read_canonical(const ModuleSource& source, const MatrixCut&
   const auto row_bytes = static_cast<int64_t>(source.weight->bytes.size()) / source.n();
   QD_CHECK(room.codes.size() == static_cast<size_t>(rows.size() * row_bytes), "room for all codes");
   QD_TRY_STATUS(source.weight->copy_part(static_cast<uint64_t>(rows.begin * row_bytes), room.codes));
-  QD_TRY(const std::vector<uint16_t> read, read_scales(source, rows));
-  QD_CHECK(room.scales.size() == read.size(), "room for all scales");
-  std::copy(read.begin(), read.end(), room.scales.begin());
+  QD_TRY_STATUS(read_scales_into(source, rows, room.scales));
   if (source.decision.format == formats::WeightFormat::kPackQuantized) return {};
   const auto is_code = [](std::byte b) {
     const auto code = static_cast<int8_t>(b);

@@ -48,6 +48,8 @@ class WeightReader {
                      LinearStore* store);
   // A vector or matrix as bf16, row-major; `rows` of it where given.
   Result<std::vector<uint16_t>> read_bf16(const ModuleSource& source, std::optional<layout::Range> rows = {});
+  // The same of `rows`, into memory of the caller.
+  Status read_bf16_into(const ModuleSource& source, layout::Range rows, std::span<uint16_t> codes);
 
   // The part `cut` of the 4-bit matrix of a module as a device prepares it, into memory of the caller. Checks what
   // read_linear() checks, with its errors.
@@ -65,6 +67,7 @@ class WeightReader {
                     LinearStore* store);
   Status read_columns(const ModuleSource& source, const layout::KShard& columns, const CanonicalRoom& room);
   Result<std::vector<uint16_t>> read_scales(const ModuleSource& source, layout::Range rows);
+  Status read_scales_into(const ModuleSource& source, layout::Range rows, std::span<uint16_t> codes);
   Result<std::vector<float>> read_floats(const formats::TensorView& tensor, layout::Range rows) const;
   void count_scale(float value, float rounded);
   void count_weights(int64_t rounded);

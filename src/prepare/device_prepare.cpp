@@ -38,18 +38,16 @@ bool has_row_absmax(const DeviceW4Source& s) {
   return s.numerics == Numerics::kVllm && s.experts[0].row_absmax != nullptr;
 }
 
-// Bytes of one part of one expert, and where they lie in a staging slot.
-struct PartBytes {
-  int64_t codes, scales, bias, row_absmax;
-  int64_t size() const {
-    return align_up(codes, 256) + align_up(scales, 256) + align_up(bias, 256) + align_up(row_absmax, 256);
-  }
-};
+W4PartLayout part_layout(const DeviceW4Source& s) {
+  const auto rows = static_cast<size_t>(s.part_n), k = static_cast<size_t>(s.k);
+  return {rows * (s.source == W4Source::kInt8 ? k : k / 2),
+          rows * static_cast<size_t>(layout::num_groups(s.k, s.group_size)) * sizeof(uint16_t),
+          has_bias(s) ? rows * sizeof(float) : 0, has_row_absmax(s) ? rows * sizeof(float) : 0};
+}
 
-PartBytes part_bytes(const DeviceW4Source& s) {
-  return {s.part_n * (s.source == W4Source::kInt8 ? s.k : s.k / 2),
-          s.part_n * layout::num_groups(s.k, s.group_size) * 2, has_bias(s) ? s.part_n * 4 : 0,
-          has_row_absmax(s) ? s.part_n * 4 : 0};
+// Of one expert in staging memory.
+size_t slot_bytes(const DeviceW4Source& s) {
+  return static_cast<size_t>(s.num_parts) * part_layout(s).bytes();
 }
 
 Status check_shape(const DeviceW4Source& s) {
@@ -135,7 +133,7 @@ DeviceW4Sizes sizes_of(const DeviceW4Source& s) {
   const auto row_floats = static_cast<size_t>(experts * map.padded_n()) * sizeof(float);
   if (s.numerics == Numerics::kVllm) sizes.channel_scale_bytes = row_floats;
   if (has_bias(s)) sizes.bias_bytes = row_floats;
-  if (s.on_host) sizes.staging_bytes = static_cast<size_t>(kSlots * s.num_parts * part_bytes(s).size());
+  if (s.on_host) sizes.staging_bytes = kSlots * slot_bytes(s);
   return sizes;
 }
 
@@ -212,39 +210,66 @@ void prepare_from_device(const kernels::DeviceTable& table, const DeviceW4Source
   }
 }
 
+// Copies pieces into a slot; those that lie on the host as they do there go together, with the gap between.
+class SlotCopies {
+ public:
+  explicit SlotCopies(device::Stream stream) : stream_(stream) {}
+
+  Status add(uint8_t* to, const void* from, size_t bytes) {
+    const auto* const host = static_cast<const uint8_t*>(from);
+    if (bytes_ > 0 && to > to_ && host > from_ && host - from_ == to - to_) {
+      bytes_ = static_cast<size_t>(to - to_) + bytes;
+      return {};
+    }
+    QD_TRY_STATUS(flush());
+    to_ = to;
+    from_ = host;
+    bytes_ = bytes;
+    return {};
+  }
+  Status flush() { return device::copy_to_device(to_, from_, bytes_, stream_); }
+
+ private:
+  device::Stream stream_;
+  uint8_t* to_ = nullptr;
+  const uint8_t* from_ = nullptr;
+  size_t bytes_ = 0;
+};
+
 // One expert's pieces into a slot; the expert with the pointers there.
 Result<DeviceW4Expert> copy_expert(const DeviceW4Source& s, const DeviceW4Expert& expert, uint8_t* slot,
                                    device::Stream stream) {
-  const PartBytes bytes = part_bytes(s);
+  const W4PartLayout layout = part_layout(s);
+  SlotCopies copies(stream);
   DeviceW4Expert there;
-  const auto copy = [&](const void* from, int64_t size) -> Result<const void*> {
-    uint8_t* to = slot;
-    slot += align_up(size, 256);
-    QD_TRY_STATUS(device::copy_to_device(to, from, static_cast<size_t>(size), stream));
-    return static_cast<const void*>(to);
-  };
   for (int part = 0; part < s.num_parts; ++part) {
-    QD_TRY(there.codes[part], copy(expert.codes[part], bytes.codes));
-    QD_TRY(there.scales[part], copy(expert.scales[part], bytes.scales));
-    if (bytes.bias > 0) {
-      QD_TRY(there.bias[part], copy(expert.bias[part], bytes.bias));
+    there.codes[part] = slot;
+    QD_TRY_STATUS(copies.add(slot, expert.codes[part], layout.codes));
+    there.scales[part] = slot + layout.scales_at();
+    QD_TRY_STATUS(copies.add(slot + layout.scales_at(), expert.scales[part], layout.scales));
+    if (layout.bias > 0) {
+      there.bias[part] = slot + layout.bias_at();
+      QD_TRY_STATUS(copies.add(slot + layout.bias_at(), expert.bias[part], layout.bias));
     }
-    if (bytes.row_absmax > 0) {
-      QD_TRY(there.row_absmax, copy(expert.row_absmax, bytes.row_absmax));
+    if (layout.row_absmax > 0) {
+      there.row_absmax = slot + layout.row_absmax_at();
+      QD_TRY_STATUS(copies.add(slot + layout.row_absmax_at(), expert.row_absmax, layout.row_absmax));
     }
+    slot += layout.bytes();
   }
+  QD_TRY_STATUS(copies.flush());
   return there;
 }
 
 Status prepare_from_host(const kernels::DeviceTable& table, const DeviceW4Source& s, const DeviceW4Destination& d,
                          uint8_t* staging, const PrepareStreams& streams, uint32_t* status) {
-  const int64_t slot_bytes = s.num_parts * part_bytes(s).size();
+  const size_t bytes = slot_bytes(s);
   device::before_step("prepare.staging", streams.prepare);
-  device::fresh_buffer(staging, static_cast<size_t>(kSlots * slot_bytes), streams.prepare);
+  device::fresh_buffer(staging, kSlots * bytes, streams.prepare);
   QD_TRY_STATUS(device::hand_over(HandOver::kStagingReady, streams.staging_ready, streams.prepare, streams.copy));
   for (size_t e = 0; e < s.experts.size(); ++e) {
     const size_t slot = e % kSlots;
-    uint8_t* memory = staging + static_cast<int64_t>(slot) * slot_bytes;
+    uint8_t* memory = staging + slot * bytes;
     if (e >= kSlots) {
       QD_TRY_STATUS(device::enter(HandOver::kStagingFree, streams.staging_free[slot], streams.copy));
     }

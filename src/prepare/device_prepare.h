@@ -24,6 +24,18 @@ struct DeviceW4Expert {
   const void* row_absmax = nullptr;
 };
 
+// Bytes of one part of an expert, and where its pieces lie in staging memory, behind `codes`. Host memory that holds an
+// expert's parts alike, one behind the other, is copied at once.
+struct W4PartLayout {
+  size_t codes = 0, scales = 0, bias = 0, row_absmax = 0;  // bytes
+
+  static constexpr size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+  size_t scales_at() const { return aligned(codes); }
+  size_t bias_at() const { return scales_at() + aligned(scales); }
+  size_t row_absmax_at() const { return bias_at() + aligned(bias); }
+  size_t bytes() const { return row_absmax_at() + aligned(row_absmax); }
+};
+
 struct DeviceW4Source {
   kernels::W4Source source = kernels::W4Source::kUint4b8;
   kernels::Numerics numerics = kernels::Numerics::kExact;

@@ -54,34 +54,6 @@ bool is_fused_experts(const TensorView& tensor) {
          (tensor.name.ends_with("_proj") || tensor.name.ends_with("_proj.weight"));
 }
 
-Json quantization_config(const QuantizeOptions& options, const std::vector<std::string>& ignore) {
-  const bool is_channel = options.group_size == 0;
-  const Json weights = {{"num_bits", 4},
-                        {"type", "int"},
-                        {"symmetric", true},
-                        {"strategy", is_channel ? "channel" : "group"},
-                        {"group_size", is_channel ? Json(nullptr) : Json(options.group_size)},
-                        {"dynamic", false}};
-  const Json activations = {{"num_bits", 8},       {"type", "float"},       {"symmetric", true},
-                            {"strategy", "token"}, {"group_size", nullptr}, {"dynamic", true}};
-  // The format stands in the group as well: loaders that see it only there would take int-quantized.
-  const Json group = {{"format", "pack-quantized"},
-                      {"targets", Json::array({"Linear"})},
-                      {"weights", weights},
-                      {"input_activations", activations},
-                      {"output_activations", nullptr}};
-  return {{"quant_method", "compressed-tensors"},
-          {"format", "pack-quantized"},
-          {"quantization_status", "compressed"},
-          {"config_groups", {{"group_0", group}}},
-          {"ignore", ignore},
-          {"kv_cache_scheme", nullptr},
-          {"global_compression_ratio", nullptr},
-          {"sparsity_config", Json::object()},
-          {"transform_config", Json::object()},
-          {"version", kFormatVersion}};
-}
-
 Error already_quantized(const std::string& where, const std::string& what) {
   return make_error(ErrorCode::kUnsupported, "{}: is quantised already ({}); expected a bf16, f16 or f32 checkpoint",
                     where, what);
@@ -167,6 +139,34 @@ bool is_copied_file(const fs::directory_entry& entry) {
 }
 
 }  // namespace
+
+Json quantization_config(const QuantizeOptions& options, const std::vector<std::string>& ignore) {
+  const bool is_channel = options.group_size == 0;
+  const Json weights = {{"num_bits", 4},
+                        {"type", "int"},
+                        {"symmetric", true},
+                        {"strategy", is_channel ? "channel" : "group"},
+                        {"group_size", is_channel ? Json(nullptr) : Json(options.group_size)},
+                        {"dynamic", false}};
+  const Json activations = {{"num_bits", 8},       {"type", "float"},       {"symmetric", true},
+                            {"strategy", "token"}, {"group_size", nullptr}, {"dynamic", true}};
+  // The format stands in the group as well: loaders that see it only there would take int-quantized.
+  const Json group = {{"format", "pack-quantized"},
+                      {"targets", Json::array({"Linear"})},
+                      {"weights", weights},
+                      {"input_activations", activations},
+                      {"output_activations", nullptr}};
+  return {{"quant_method", "compressed-tensors"},
+          {"format", "pack-quantized"},
+          {"quantization_status", "compressed"},
+          {"config_groups", {{"group_0", group}}},
+          {"ignore", ignore},
+          {"kv_cache_scheme", nullptr},
+          {"global_compression_ratio", nullptr},
+          {"sparsity_config", Json::object()},
+          {"transform_config", Json::object()},
+          {"version", kFormatVersion}};
+}
 
 Status list_copied_files(const std::string& folder, std::vector<std::string>& files) {
   std::error_code error;

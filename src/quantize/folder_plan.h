@@ -40,6 +40,9 @@ struct FolderPlan {
 Result<FolderPlan> plan_folder(const formats::Checkpoint& checkpoint, const formats::Json& config,
                                const QuantizeOptions& options);
 
+// The quantization_config of a folder that is written with `options`: its group size, and `ignore`.
+formats::Json quantization_config(const QuantizeOptions& options, const std::vector<std::string>& ignore);
+
 // Names of the files beside the weights that a folder made from `folder` takes along (tokenizer, template, licence;
 // config.json is not among them), ascending. kIo.
 Status list_copied_files(const std::string& folder, std::vector<std::string>& files);

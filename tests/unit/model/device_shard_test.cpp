@@ -110,8 +110,9 @@ Gathered gather(const CutModule& module, kernels::Numerics numerics) {
   WeightReader reader(numerics, false, prepare::ChannelScale::kWholeRow);
   const W4Gatherer gatherer(&reader, options);
   Gathered result;
-  result.memory.resize(gatherer.bytes({module}), std::byte{0xee});
-  EXPECT_TRUE(gatherer.read({module}, 1, result.memory.data(), &result.expert).ok());
+  result.memory.resize(gatherer.bytes({module}, 1), std::byte{0xee});
+  EXPECT_TRUE(gatherer.read({module}, 1, result.memory.data()).ok());
+  result.expert = gatherer.places({module}, 1, result.memory.data());
   return result;
 }
 

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a checkpoint folder says before a weight of it is read: called by device_model.cpp while the GPU wakes up.
+#pragma once
+
+#include <string>
+
+#include "core/result.h"
+#include "model/config.h"
+#include "model/inventory.h"
+#include "model/model.h"
+
+namespace quadrille::model {
+
+struct OpenFolder {
+  ModelConfig config;
+  Inventory inventory;
+};
+
+// Errors: those of Model::load() about config, headers, names and shapes; kUnsupported for W4A16 without its option.
+Result<OpenFolder> open_folder(const std::string& path, const LoadOptions& options);
+
+}  // namespace quadrille::model
