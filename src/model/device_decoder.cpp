@@ -53,6 +53,10 @@ DeviceDecoder::DeviceDecoder(const ModelConfig& config, const DeviceWeightsView&
       streams_(streams),
       stream_(streams.main) {}
 
+Status DeviceDecoder::clear_counters(device::Stream stream) const {
+  return device::fill(memory_.at<int32_t>(parts_.attention_counters), 0, parts_.attention_counters.bytes, stream);
+}
+
 int64_t DeviceDecoder::tile_tokens() const {
   return kernels::attention_tile_tokens(config_.num_heads / config_.num_kv_heads, config_.head_dim);
 }
@@ -114,7 +118,7 @@ Status DeviceDecoder::enqueue_block(int64_t layer, const StepShape& shape) {
   QD_TRY_STATUS(show_projections(tokens));
   QD_TRY_STATUS(enqueue_attention(layer, shape));
   auto* const update = memory_.open<uint16_t>(parts_.update, stream_);
-  QD_TRY_STATUS(enqueue_o(layer, tokens, update));
+  QD_TRY_STATUS(enqueue_o(layer, shape, update));
   QD_TRY_STATUS(show_update(Module::kAttention, update, tokens));
   const bool dense_w4 = weights.dense && weights.dense->is_w4();
   enqueue_norm(shape, weights.post_attention_norm, true, dense_w4, !dense_w4);
@@ -122,15 +126,24 @@ Status DeviceDecoder::enqueue_block(int64_t layer, const StepShape& shape) {
   return weights.is_moe() ? show_moe_block(tokens) : Status();
 }
 
+bool DeviceDecoder::attention_quantises(int64_t layer, const StepShape& shape) const {
+  return weights_.layers[static_cast<size_t>(layer)].o.shape.is_w4 && !shard_.is_split() && shape.num_tiles == 0 &&
+         observer_ == nullptr;
+}
+
 // `mixed` -> out, which is a sum where ranks hold the heads.
-Status DeviceDecoder::enqueue_o(int64_t layer, int64_t num_tokens, uint16_t* out) {
+Status DeviceDecoder::enqueue_o(int64_t layer, const StepShape& shape, uint16_t* out) {
   const DeviceMatrix& o = weights_.layers[static_cast<size_t>(layer)].o;
+  const int64_t num_tokens = shape.num_tokens;
   Input mixed{num_tokens, memory_.at<uint16_t>(parts_.mixed), nullptr, nullptr};
   if (const layout::ModelShard* const held = shard_.own()) {
     const int64_t offset = o.shape.is_w4 ? held->layers[static_cast<size_t>(layer)].attention.o.k_offset() : 0;
     return enqueue_row_parallel(Module::kAttention, o, {mixed.x, num_tokens, config_.q_width(), offset}, out);
   }
-  if (o.shape.is_w4) {
+  if (attention_quantises(layer, shape)) {
+    mixed.act = memory_.at<uint8_t>(parts_.mixed_act);
+    mixed.act_scale = memory_.at<float>(parts_.mixed_scale);
+  } else if (o.shape.is_w4) {
     auto* act = memory_.open<uint8_t>(parts_.mixed_act, stream_);
     auto* act_scale = memory_.open<float>(parts_.mixed_scale, stream_);
     QD_TRY_STATUS(enqueue_quantise(Module::kAttention, mixed.x, num_tokens, config_.q_width(), act, act_scale));
@@ -244,6 +257,12 @@ Status DeviceDecoder::enqueue_attention(int64_t layer, const StepShape& shape) {
   attention.max_context = shape.max_context;
   attention.workspace = memory_.open<float>(parts_.attention, stream_);
   attention.workspace_floats = static_cast<int64_t>(parts_.attention.bytes / sizeof(float));
+  attention.counters = memory_.at<int32_t>(parts_.attention_counters);
+  if (attention_quantises(layer, shape)) {
+    attention.act = memory_.open<uint8_t>(parts_.mixed_act, stream_);
+    attention.act_pitch = moe::act_pitch(config_.q_width());
+    attention.act_scale = memory_.open<float>(parts_.mixed_scale, stream_);
+  }
   device::before_step("attention", stream_);
   table_.attention(attention, stream_);
   return {};

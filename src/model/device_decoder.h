@@ -45,6 +45,9 @@ class DeviceDecoder {
   uint16_t* input_rows() const { return memory_.at<uint16_t>(parts_.normed); }
   uint16_t* output_rows() const { return memory_.at<uint16_t>(parts_.update); }
 
+  // Zeroes what kernels expect to be zero and leave so; once, before the first step.
+  Status clear_counters(device::Stream stream) const;
+
   // Tokens of a tile of the attention.
   int64_t tile_tokens() const;
 
@@ -73,8 +76,10 @@ class DeviceDecoder {
   Status enqueue_blocks(const StepShape& shape);
   Status enqueue_block(int64_t layer, const StepShape& shape);
   Status enqueue_embedding(const StepShape& shape);
+  // Whether the attention itself makes the codes of o's input; an observer is shown the step.
+  bool attention_quantises(int64_t layer, const StepShape& shape) const;
   Status enqueue_attention(int64_t layer, const StepShape& shape);
-  Status enqueue_o(int64_t layer, int64_t num_tokens, uint16_t* out);
+  Status enqueue_o(int64_t layer, const StepShape& shape, uint16_t* out);
   Status gather_whole_rows(const StepShape& shape, kernels::DeviceQkv* heads);
   Status enqueue_head(const Input& input);
   void enqueue_choice(const StepShape& shape, int64_t first, int64_t count);

@@ -28,6 +28,7 @@ Result<std::unique_ptr<DeviceRunner>> DeviceRunner::create(DeviceDecoder* decode
     QD_TRY(slot.tokens_are_there, device::OwnedEvent::create());
   }
   QD_TRY_STATUS(device::fill(decoder->status(), 0, sizeof(uint32_t), stream));
+  QD_TRY_STATUS(decoder->clear_counters(stream));
   return runner;
 }
 

@@ -114,6 +114,8 @@ StepMemory plan_step_memory(const DeviceWeightsView& weights, const ModelConfig&
   const int64_t wished = kernels::attention_workspace_floats(std::min(tokens, sizes.max_sequences), config.num_heads,
                                                              config.head_dim, sizes.max_positions);
   memory.attention = cursor.take(std::min(wished, kMostAttentionFloats), 4);
+  memory.attention_counters =
+      cursor.take(kernels::attention_counters(tokens, config.num_kv_heads, config.num_heads / config.num_kv_heads), 4);
   memory.router_logits = cursor.take(tokens, 4 * config.router.num_experts);
   memory.moe = cursor.take_bytes(most_moe_bytes(weights, config, tokens, shard.is_split()));
   const int64_t width = std::max(config.dense_width, config.shared_width);

@@ -28,7 +28,8 @@ struct StepMemory {
   moe::Part qkv;                // [tokens, q + 2 kv] bf16
   moe::Part q, mixed;           // [tokens, q] bf16
   moe::Part mixed_act, mixed_scale;
-  moe::Part attention;  // floats of kernels::DeviceAttention::workspace
+  moe::Part attention;           // floats of kernels::DeviceAttention::workspace
+  moe::Part attention_counters;  // zero between two steps
   moe::Part router_logits;
   moe::Part moe;  // of run_device_layer, or of the bf16 experts
   // Dense feed-forward, and the shared expert beside bf16 experts: [tokens, width].

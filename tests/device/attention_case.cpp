@@ -110,16 +110,82 @@ kernels::DeviceAttention AttentionCase::problem(const std::vector<QueryToken>& t
         kernels::attention_workspace_floats(p.num_singles, shape_.num_heads, shape_.head_dim, max_context_);
     p.workspace = memory.take<float>(p.workspace_floats, 16, stream_);
   }
+  if ((launch.is_spread && launch.counts) || launch.has_codes) {
+    const int64_t count = kernels::attention_counters(p.num_singles, shape_.kv_heads(), shape_.heads_per_kv);
+    p.counters = memory.take<int32_t>(count, 4, stream_, 0);
+  }
+  if (launch.has_codes) {
+    p.act_pitch = (shape_.row() + 127) / 128 * 128;
+    p.act = memory.take<uint8_t>(num_tokens * p.act_pitch, 16, stream_);
+    p.act_scale = memory.take<float>(num_tokens, 4, stream_);
+  }
   return p;
 }
 
-std::vector<uint16_t> AttentionCase::run(const std::vector<QueryToken>& tokens, const AttentionLaunch& launch) {
-  PoolMemory memory;
-  const kernels::DeviceAttention p = problem(tokens, launch, memory);
-  table_.attention(p, stream_);
-  const auto out = on_host<uint16_t>(p.out, static_cast<int64_t>(tokens.size()) * shape_.row(), stream_);
-  if (const std::string text = memory.harmed(stream_); !text.empty()) throw std::runtime_error(text);
+void AttentionCase::prepare(const std::vector<QueryToken>& tokens, const AttentionLaunch& launch,
+                            Prepared* prepared) const {
+  prepared->num_tokens = static_cast<int64_t>(tokens.size());
+  prepared->p = problem(tokens, launch, prepared->memory);
+}
+
+std::vector<uint16_t> AttentionCase::result(const Prepared& prepared) const {
+  const kernels::DeviceAttention& p = prepared.p;
+  const auto fail = [](const std::string& text) {
+    if (!text.empty()) throw std::runtime_error(text);
+  };
+  if (p.counters != nullptr) {
+    const int64_t count = kernels::attention_counters(p.num_singles, shape_.kv_heads(), shape_.heads_per_kv);
+    const auto counters = on_host<int32_t>(p.counters, count, stream_);
+    fail(std::all_of(counters.begin(), counters.end(), [](int32_t c) { return c == 0; }) ? ""
+                                                                                         : "a counter is not zero");
+  }
+  if (p.act != nullptr) {
+    PoolMemory memory;
+    kernels::QuantizeTokens quantize;
+    quantize.num_tokens = prepared.num_tokens;
+    quantize.k = shape_.row();
+    quantize.act_pitch = p.act_pitch;
+    quantize.x = p.out;
+    quantize.act = memory.take<uint8_t>(prepared.num_tokens * p.act_pitch, 16, stream_);
+    quantize.act_scale = memory.take<float>(prepared.num_tokens, 4, stream_);
+    table_.quantize_tokens(quantize, stream_);
+    const auto bytes = [&](const uint8_t* act) {
+      return on_host<uint8_t>(act, prepared.num_tokens * p.act_pitch, stream_);
+    };
+    const auto scales = [&](const float* scale) { return on_host<uint32_t>(scale, prepared.num_tokens, stream_); };
+    fail(bytes(p.act) == bytes(quantize.act) ? "" : "codes are not those of quantize_tokens");
+    fail(scales(p.act_scale) == scales(quantize.act_scale) ? "" : "scales are not those of quantize_tokens");
+  }
+  auto out = on_host<uint16_t>(p.out, prepared.num_tokens * shape_.row(), stream_);
+  fail(prepared.memory.harmed(stream_));
   return out;
+}
+
+std::vector<uint16_t> AttentionCase::run(const std::vector<QueryToken>& tokens, const AttentionLaunch& launch) {
+  Prepared prepared;
+  prepare(tokens, launch, &prepared);
+  this->launch(prepared);
+  return result(prepared);
+}
+
+float AttentionCase::time_in_graph(const std::vector<QueryToken>& tokens, const AttentionLaunch& launch, int rounds) {
+  constexpr int kLaunches = 50;
+  Prepared prepared;
+  prepare(tokens, launch, &prepared);
+  auto graph = must(device::Graph::capture(stream_, [&]() -> Status {
+    for (int i = 0; i < kLaunches; ++i) this->launch(prepared);
+    return {};
+  }));
+  const auto begin = must(device::OwnedEvent::create(true)), end = must(device::OwnedEvent::create(true));
+  float best = 1e9f;
+  for (int i = 0; i < rounds; ++i) {
+    must(device::record(begin.get(), stream_));
+    must(graph.launch(stream_));
+    must(device::record(end.get(), stream_));
+    must(device::synchronize(end.get()));
+    best = std::min(best, must(device::elapsed_ms(begin.get(), end.get())) / kLaunches);
+  }
+  return best;
 }
 
 float AttentionCase::time(const std::vector<QueryToken>& tokens, const AttentionLaunch& launch, int rounds) {

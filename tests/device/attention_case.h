@@ -34,6 +34,8 @@ struct AttentionLaunch {
   int64_t tile_tokens = 0;  // 0: every token alone
   bool is_spread = false;   // tokens alone: with a workspace
   bool is_planned = false;  // plan_attention decides
+  bool has_codes = false;   // every token alone: with the codes of the rows
+  bool counts = true;       // spread: with counters, over several clusters
 };
 
 class AttentionCase {
@@ -41,12 +43,26 @@ class AttentionCase {
   // contexts: positions of each sequence that have keys and values.
   AttentionCase(const AttentionShape& shape, const std::vector<int64_t>& contexts, device::Stream stream);
 
+  // A launch that may be made again and again, and its memory.
+  struct Prepared {
+    PoolMemory memory;
+    kernels::DeviceAttention p;
+    int64_t num_tokens = 0;
+  };
+  void prepare(const std::vector<QueryToken>& tokens, const AttentionLaunch& launch, Prepared* prepared) const;
+  void launch(const Prepared& prepared) const { table_.attention(prepared.p, stream_); }
+  // The rows. Throws where a counter is not zero again, the codes are not those of quantize_tokens on the rows, or
+  // memory around the outputs is harmed.
+  std::vector<uint16_t> result(const Prepared& prepared) const;
+
   // [tokens, num_heads * head_dim]; every launch poisons its output first.
   std::vector<uint16_t> run(const std::vector<QueryToken>& tokens, const AttentionLaunch& launch);
   // "" or the first value of token `t` that is further from the definition than docs/kernels/decoder.md allows.
   std::string difference(const std::vector<QueryToken>& tokens, const std::vector<uint16_t>& found, int64_t t) const;
   // Milliseconds of a launch, the fastest of `rounds`.
   float time(const std::vector<QueryToken>& tokens, const AttentionLaunch& launch, int rounds);
+  // Of one of many launches behind each other in a graph.
+  float time_in_graph(const std::vector<QueryToken>& tokens, const AttentionLaunch& launch, int rounds);
   std::string harmed() const { return memory_.harmed(stream_); }
 
  private:

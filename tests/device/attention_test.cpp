@@ -22,6 +22,7 @@ using testing::QueryToken;
 constexpr AttentionLaunch kAlone{0, false, false};
 constexpr AttentionLaunch kSpread{0, true, false};
 constexpr AttentionLaunch kPlanned{0, true, true};
+constexpr AttentionLaunch kCoded{0, true, false, true};
 
 class AttentionTest : public ::testing::Test {
  protected:
@@ -113,6 +114,77 @@ TEST_F(AttentionTest, LongContext) {
   ASSERT_EQ(bit_differences(row, spread, shape.row()), "") << "in a tile";
 }
 
+// However many tokens share the multiprocessors, so that blocks are spread over 1 to 8 CTAs of one or of several
+// clusters: the bits of the token alone, and the codes of its row.
+TEST_F(AttentionTest, EverySpreadAndItsCodes) {
+  const std::vector<int32_t> places = {2099, 0, -1, 63, 64, 130, 191, 255, 256, 511, 1023, 1024, 1500, 2047, 2048, 700};
+  const AttentionShape shapes[] = {{32, 8, 0, 128, 0}, {16, 1, 0, 128, 0},   {8, 4, 0, 64, 0},     {20, 20, 0, 32, 0},
+                                   {6, 3, 1, 192, 0},  {4, 2, 0, 256, 1000}, {5, 4, 3, 80, 0},     {3, 1, 0, 8, 0},
+                                   {8, 8, 0, 128, 1},  {12, 6, 0, 96, 700},  {32, 16, 0, 128, 64}, {1, 1, 0, 24, 0}};
+  for (const AttentionShape& shape : shapes) {
+    SCOPED_TRACE(fmt::format("{} heads, {} a KV head, phase {}, {} dimensions, window {}", shape.num_heads,
+                             shape.heads_per_kv, shape.head_phase, shape.head_dim, shape.window));
+    AttentionCase attention(shape, {2100}, stream());
+    std::vector<std::vector<uint16_t>> rows;
+    for (const int32_t place : places) {
+      const std::vector<QueryToken> token = {{0, place}};
+      rows.push_back(attention.run(token, kAlone));
+      ASSERT_EQ(place < 0 ? "" : attention.difference(token, rows.back(), 0), "");
+    }
+    for (const size_t count : {1, 2, 3, 5, 9, 16, 17, 33, 34, 66, 67, 131, 140}) {
+      std::vector<QueryToken> tokens;
+      std::vector<uint16_t> expected;
+      for (size_t t = 0; t < count; ++t) {
+        tokens.push_back({0, places[t % places.size()]});
+        expected.insert(expected.end(), rows[t % places.size()].begin(), rows[t % places.size()].end());
+      }
+      for (const bool counts : {true, false}) {
+        const AttentionLaunch launch{0, true, false, counts, counts};
+        ASSERT_EQ(bit_differences(attention.run(tokens, launch), expected, shape.row()), "")
+            << count << " tokens, counters " << counts;
+      }
+    }
+    ASSERT_EQ(attention.harmed(), "");
+  }
+}
+
+// Counters are zero again behind every launch: a graph gives the same bits each time.
+TEST_F(AttentionTest, AGraphMayBeReplayed) {
+  const AttentionShape shape{32, 8, 0, 128, 0};
+  AttentionCase attention(shape, {3000, 400}, stream());
+  const std::vector<QueryToken> tokens = {{0, 2999}, {1, 399}, {0, -1}};
+  const auto expected = attention.run(tokens, kAlone);
+  AttentionCase::Prepared prepared;
+  attention.prepare(tokens, kCoded, &prepared);
+  const auto graph = must(device::Graph::capture(stream(), [&]() -> Status {
+    attention.launch(prepared);
+    return {};
+  }));
+  for (int i = 0; i < 100; ++i) {
+    must(device::fill(prepared.p.out, 0xff, expected.size() * sizeof(uint16_t), stream()));
+    must(graph.launch(stream()));
+    ASSERT_EQ(bit_differences(attention.result(prepared), expected, shape.row()), "") << "replay " << i;
+  }
+}
+
+// Launches behind each other overlap; two streams with their own memory do not meet.
+TEST_F(AttentionTest, TwoStreamsAtOnce) {
+  const AttentionShape shape{32, 8, 0, 128, 0};
+  const auto other = must(device::OwnedStream::create());
+  AttentionCase first(shape, {1500, 1025}, stream()), second(shape, {1500, 1025}, other.get());
+  const std::vector<QueryToken> tokens = {{0, 1499}, {1, 1024}};
+  const auto expected = first.run(tokens, kAlone);
+  AttentionCase::Prepared own, others;
+  first.prepare(tokens, kCoded, &own);
+  second.prepare(tokens, kCoded, &others);
+  for (int i = 0; i < 200; ++i) {
+    first.launch(own);
+    second.launch(others);
+  }
+  EXPECT_EQ(bit_differences(first.result(own), expected, shape.row()), "");
+  EXPECT_EQ(bit_differences(second.result(others), expected, shape.row()), "");
+}
+
 // The query heads of Qwen3-30B-A3B at a layer: 32 over 4 KV heads of 128 dimensions.
 TEST_F(AttentionTest, Speed) {
   const AttentionShape shape{32, 8, 0, 128, 0};
@@ -125,6 +197,13 @@ TEST_F(AttentionTest, Speed) {
     const float one = attention.time({{0, 1023}}, kSpread, 20);
     std::printf("attention, decode: 64 x 1024 %.1f us (%.2f TB/s of keys and values), 1 x 1024 %.1f us\n", many * 1e3,
                 bytes / many * 1e-9, one * 1e3);
+    const float chained = attention.time_in_graph(tokens, kCoded, 3);
+    std::printf("  with codes, in a chain: 64 x 1024 %.1f us (%.2f TB/s)", chained * 1e3, bytes / chained * 1e-9);
+    for (const size_t count : {1, 2, 4, 8, 16, 24, 32, 48}) {
+      const std::vector<QueryToken> some(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(count));
+      std::printf(", %zu: %.1f us", count, attention.time_in_graph(some, kCoded, 3) * 1e3);
+    }
+    std::printf("\n");
   }
   {
     AttentionCase attention(shape, {4096}, stream());

@@ -30,9 +30,10 @@ struct QkvCase {
   HeadNorm norm;
   float clip;
   bool over_ranks;  // the mean is taken over more columns than the rank has
+  int64_t repeats = 1;
 };
 
-constexpr int64_t kTokens = 90;
+constexpr int64_t kTokens = 90;  // of a round; further rounds write the same keys and values again
 constexpr int64_t kPages = 9;
 constexpr int64_t kStride = 3;
 
@@ -42,6 +43,7 @@ struct Step {
   std::vector<float> cos, sin;
   std::vector<int32_t> position, sequence, table;
   int64_t pitch = 0;
+  int64_t tokens = 0;
 };
 
 std::vector<uint16_t> numbers(int64_t count, std::mt19937& random) {
@@ -73,6 +75,17 @@ Step make_step(const QkvCase& c) {
     s.sequence.push_back(t < 80 ? 0 : 1);
     s.position.push_back(t == 80 ? -1 : static_cast<int32_t>(t < 80 ? 50 + t : t - 76));
   }
+  s.tokens = c.repeats * kTokens;
+  const auto repeat = [&](auto& rows) {
+    const auto size = static_cast<std::ptrdiff_t>(rows.size());
+    for (int64_t i = 1; i < c.repeats; ++i) {
+      const auto copy = rows;
+      rows.insert(rows.end(), copy.begin(), copy.begin() + size);
+    }
+  };
+  repeat(s.qkv);
+  repeat(s.sequence);
+  repeat(s.position);
   return s;
 }
 
@@ -109,9 +122,9 @@ struct Expected {
 };
 Expected expected_of(const QkvCase& c, const Step& s) {
   const layout::KvTile map{c.kv_heads, c.head_dim};
-  Expected e{std::vector<uint16_t>(kTokens * c.heads * c.head_dim, 0xffff),
+  Expected e{std::vector<uint16_t>(s.tokens * c.heads * c.head_dim, 0xffff),
              std::vector<uint16_t>(kPages * map.page_size(), 0xffff)};
-  for (int64_t t = 0; t < kTokens; ++t) {
+  for (int64_t t = 0; t < s.tokens; ++t) {
     const int64_t position = s.position[t];
     if (position < 0) continue;
     const uint16_t* x = &s.qkv[t * s.pitch];
@@ -157,6 +170,13 @@ TEST_F(QkvTest, HeadsGoWhereTheyBelong) {
       {2, 2, 256, 64, HeadNorm::kPerHead, 2, false},
       {1, 1, 96, 0, HeadNorm::kNone, 0, false},
       {7, 3, 160, 160, HeadNorm::kNone, 0, false},
+      {3, 2, 24, 24, HeadNorm::kPerHead, 0, false},       // halves that are no vectors
+      {5, 1, 200, 140, HeadNorm::kPerHead, 1.5f, false},  // the same, wide
+      {9, 3, 40, 16, HeadNorm::kWholeProjection, 0, false},
+      {32, 4, 128, 128, HeadNorm::kPerHead, 0, false, 6},  // tokens enough for a block each
+      {6, 2, 64, 64, HeadNorm::kNone, 0.75f, false, 6},
+      {16, 16, 128, 128, HeadNorm::kWholeProjection, 0, false, 6},
+      {3, 2, 256, 256, HeadNorm::kPerHead, 0, false, 6},
   };
   for (const QkvCase& c : cases) {
     SCOPED_TRACE(fmt::format("{} and {} heads of {}", c.heads, c.kv_heads, c.head_dim));
@@ -164,7 +184,7 @@ TEST_F(QkvTest, HeadsGoWhereTheyBelong) {
     const Expected expected = expected_of(c, s);
     PoolMemory memory;
     kernels::DeviceQkv p;
-    p.num_tokens = kTokens;
+    p.num_tokens = s.tokens;
     p.num_heads = c.heads;
     p.pages.data = memory.take<uint16_t>(static_cast<int64_t>(expected.pages.size()), 128, stream());
     must(device::fill(p.pages.data, 0xff, expected.pages.size() * 2, stream()));

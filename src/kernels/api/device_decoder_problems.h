@@ -70,7 +70,8 @@ struct DevicePages {
 };
 
 // q, k, v of every token, from the fused projection: norm of q and k, clip, rotary embedding of q and k; q to `q`, k
-// and v into the token's page. Same bits as rms_norm, clip and rope of the CPU tables.
+// and v into the token's page. Same bits as rms_norm, clip and rope of the CPU tables. position, sequence, the page
+// table, weights, cos and sin are read before the kernel enqueued directly before has ended.
 struct DeviceQkv {
   int64_t num_tokens = 0;
   int64_t num_heads = 0;  // query heads of this rank
@@ -142,6 +143,9 @@ inline AttentionPlan plan_attention(const int32_t* sequence, int64_t num_tokens,
 // arithmetic to the step): for each block that a query sees, m, l and o of the block alone, folded in ascending order.
 // So the bits of a row depend on its sequence alone: not on prefill, chunk, decode, batch, or how blocks are spread.
 // Keys and values of positions up to the query's own must be finite for that; others are never used.
+// What is read before the kernel enqueued directly before has ended: position, sequence, singles, the page table, and
+// keys and values of blocks that hold no position above that of a single less kLongestSingles. A step's tokens of one
+// sequence stand side by side.
 struct DeviceAttention {
   int64_t num_heads = 0;     // query heads of this rank
   int64_t heads_per_kv = 0;  // of the whole model
@@ -161,6 +165,13 @@ struct DeviceAttention {
   // Partial results of singles whose blocks are spread over CTAs; what does not fit is not spread. The bits are equal.
   float* workspace = nullptr;
   int64_t workspace_floats = 0;
+  // [attention_counters()], zero before the launch and behind it; two launches in flight share none. null: blocks are
+  // spread less far, and there are no codes.
+  int32_t* counters = nullptr;
+  // Where every token is a single: the rows of out as e4m3 codes with their scales, too, the bytes of quantize_tokens.
+  uint8_t* act = nullptr;      // out [tokens, act_pitch], columns behind the row 0; or null
+  int64_t act_pitch = 0;       // bytes, a multiple of 16 that holds the row
+  float* act_scale = nullptr;  // out [tokens], with act
 };
 
 // Floats with which the blocks of `num_singles` tokens may be spread.
@@ -168,6 +179,10 @@ inline constexpr int64_t attention_workspace_floats(int64_t num_singles, int64_t
                                                     int64_t max_context) {
   const int64_t blocks = (max_context + layout::kPagePositions - 1) / layout::kPagePositions;
   return num_singles * num_heads * blocks * (layout::padded_head_dim(head_dim) + 4);
+}
+// Counters of `num_singles` tokens: one a KV head and 16 query heads of it, one of the row.
+inline constexpr int64_t attention_counters(int64_t num_singles, int64_t num_kv_heads, int64_t heads_per_kv) {
+  return num_singles * (num_kv_heads * ((heads_per_kv + 15) / 16) + 1);
 }
 
 // --- Dense bf16 products ---------------------------------------------------------------------------------------------

@@ -12,12 +12,15 @@ struct AttentionArguments {
   DeviceAttention p;
   HeadTiles heads;
   float scale2;         // softmax scale * log2(e)
-  int64_t parts;        // CTAs that the blocks of a single may be spread over
-  int64_t least;        // blocks that a CTA takes at once: its warps
+  int64_t parts;        // CTAs that the blocks of a single may be spread over: a multiple of `cluster`
+  int64_t cluster;      // CTAs that fold together: 1, 2, 4 or 8
+  int64_t least;        // blocks that a CTA has at least where they are spread
   int64_t most_blocks;  // of a single, in the workspace
   int32_t rows;         // of a partial result in shared memory: 8 or 16
 
   QD_HD int64_t head_pairs() const { return p.pages.num_kv_heads * heads.tiles(); }
+  // Of a single: one a (KV head, head tile), then one of its row.
+  QD_HD int32_t* counters_of(int64_t single) const { return p.counters + single * (head_pairs() + 1); }
 };
 
 // Shared memory of a CTA for singles with `warps` warps.

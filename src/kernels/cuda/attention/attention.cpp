@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "core/check.h"
-#include "kernels/cuda/attention/gather.h"
+#include "kernels/cuda/attention/arguments.h"
 #include "kernels/cuda/decoder_kernels.h"
 #include "kernels/cuda/launch.h"
 
@@ -36,6 +36,11 @@ void check_problem(const DeviceAttention& p) {
   QD_CHECK(on_16_bytes(p.q) && on_16_bytes(p.out) && on_16_bytes(p.workspace), "rows on 16 bytes");
   QD_CHECK(reinterpret_cast<uintptr_t>(p.pages.data) % 16 == 0, "pages on 16 bytes");
   QD_CHECK(p.num_singles >= 0 && p.num_tiles >= 0, "tokens of the step");
+  if (p.act == nullptr) return;
+  QD_CHECK(p.num_tiles == 0 && p.counters != nullptr && p.act_scale != nullptr,
+           "codes of singles alone, with counters");
+  QD_CHECK(p.act_pitch >= p.num_heads * p.pages.head_dim && p.act_pitch % 16 == 0 && on_16_bytes(p.act),
+           "a pitch that holds the codes, rows on 16 bytes");
 }
 
 int64_t num_sms() {
@@ -51,19 +56,20 @@ int64_t divided_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// Fills the spread of the singles; returns the warps of a CTA. With few CTAs a CTA gets more warps, and the blocks of a
-// token are spread until every multiprocessor has two CTAs.
+// Fills the spread of the singles; returns the warps of a CTA. Where CTAs are few they get more warps, and the blocks
+// of a token are spread until every multiprocessor has one (or two of two warps).
 int64_t spread_singles(AttentionArguments* args, int64_t padded_dim) {
+  constexpr int64_t kMostCluster = 8;  // what every device of this architecture can place
   const int64_t sms = num_sms();
   const int64_t ctas = args->p.num_singles * args->head_pairs();
-  const int64_t warps = padded_dim > 128 ? 2 : padded_dim <= 64 || ctas <= sms ? 4 : 2;
-  args->least = warps;
-  args->parts = 1;
+  const int64_t warps = padded_dim > 128 ? 2 : padded_dim <= 64 || 2 * ctas <= sms ? 4 : 2;
   args->most_blocks = divided_up(args->p.max_context, kKeyBlock);
   const int64_t floats = args->p.num_singles * args->p.num_heads * args->most_blocks * partial_pitch(padded_dim);
-  if (ctas < sms && args->p.workspace != nullptr && floats <= args->p.workspace_floats) {
-    args->parts = std::max<int64_t>(1, std::min(divided_up(2 * sms, ctas), divided_up(args->most_blocks, warps)));
-  }
+  if (ctas >= sms || args->p.workspace == nullptr || floats > args->p.workspace_floats) return warps;
+  args->least = 2;
+  const int64_t wished = std::min(std::max<int64_t>(2, sms / ctas), divided_up(args->most_blocks, args->least));
+  while (args->cluster < kMostCluster && 2 * args->cluster <= wished) args->cluster *= 2;
+  args->parts = args->p.counters == nullptr ? args->cluster : wished / args->cluster * args->cluster;
   return warps;
 }
 
@@ -79,6 +85,7 @@ void attention(const DeviceAttention& p, device::Stream stream) {
   args.heads = {p.num_heads, p.heads_per_kv, p.head_phase};
   args.scale2 = p.scale * kLog2E;
   args.parts = 1;
+  args.cluster = 1;
   args.least = 1;
   args.most_blocks = 0;
   args.rows = args.heads.packed() > 8 ? 16 : 8;
@@ -86,7 +93,6 @@ void attention(const DeviceAttention& p, device::Stream stream) {
   if (p.num_singles > 0) {
     const int64_t warps = spread_singles(&args, padded_dim);
     kernels.singles(args, warps, stream);
-    if (args.parts > 1) launch_gather(args, stream);
   }
   if (p.num_tiles > 0) kernels.tiles(args, stream);
 }

@@ -29,7 +29,8 @@ __device__ __forceinline__ uint4 query_piece(const uint16_t* q, int dim, int64_t
   uint4 v = make_uint4(0, 0, 0, 0);
   if (q != nullptr && dim < head_dim) {
     // volatile: a head above 128 dimensions does not fit in registers, so its loads stay inside the loop over blocks.
-    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+    // Not .nc: the predecessor in the stream may still have been writing q when this kernel began.
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(q + dim));
   }

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of single tokens (decode): a CTA has the query heads of one KV head as rows; each warp takes a block of
 // keys and values at a time through its own buffer, and the CTA folds the warps' results in ascending order. Where the
-// blocks of a token are spread over CTAs, results go to memory and a second kernel (gather.cu) makes the same folds.
+// blocks of a token are spread over CTAs, results go to memory, and the last cluster of CTAs makes the same folds
+// (spread_fold.cuh). Where codes are asked for, the last CTA of a token makes them of its row (row_codes.cuh).
 #pragma once
 
 #include "kernels/cuda/attention/arguments.h"
 #include "kernels/cuda/attention/block.cuh"
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/attention/row_codes.cuh"
+#include "kernels/cuda/attention/spread_fold.cuh"
+#include "kernels/cuda/launch_clusters.h"
 #include "kernels/cuda/ptx/bulk_copy.cuh"
+#include "kernels/cuda/ptx/chain.cuh"
+#include "kernels/cuda/ptx/cluster.cuh"
 
 namespace quadrille::kernels::cuda {
 
@@ -122,7 +127,8 @@ struct SingleWork {
   int64_t position;
   SeenKeys seen;
   BlockRange blocks;   // of the token
-  int64_t begin, end;  // of the CTA, counted from blocks.first
+  int64_t length;      // blocks of a CTA
+  int64_t begin, end;  // of this one, counted from blocks.first
   bool is_spread;
 
   __device__ __forceinline__ explicit SingleWork(const AttentionArguments& args) {
@@ -137,7 +143,7 @@ struct SingleWork {
     position = args.p.position[token];
     seen = seen_keys(position, args.p.window);
     blocks = seen_blocks(seen);
-    int64_t length = blocks_of_part(blocks.count, args.parts, args.least);
+    length = blocks_of_part(blocks.count, args.parts, args.least);
     if (blocks.count > args.most_blocks) length = blocks.count;
     is_spread = length < blocks.count;
     begin = part * length < blocks.count ? part * length : blocks.count;
@@ -149,6 +155,17 @@ struct SingleWork {
   __device__ __forceinline__ SeenInBlock in_block(int64_t i) const {
     const SeenPart part = seen_in_block(seen, blocks.first + i);
     return {{part.first, part.first}, {part.last, part.last}};
+  }
+  // Whether no position of block i is of this step, whose tokens of one sequence are kLongestSingles at most.
+  __device__ __forceinline__ bool is_old(int64_t i) const {
+    return (blocks.first + i + 1) * kKeyBlock <= position - (kLongestSingles - 1);
+  }
+  // Whether the CTA's cluster has blocks of a single that is spread.
+  __device__ __forceinline__ bool cluster_works(const AttentionArguments& args) const {
+    return part / args.cluster * args.cluster * length < blocks.count;
+  }
+  __device__ __forceinline__ int64_t clusters(const AttentionArguments& args) const {
+    return (blocks.count + args.cluster * length - 1) / (args.cluster * length);
   }
 };
 
@@ -177,41 +194,69 @@ __device__ __forceinline__ void partial_rows(const AttentionArguments& args, con
   }
 }
 
+// A CTA's shared memory: barriers of the warps, words, then their buffers and results.
+struct SinglesRoom {
+  static constexpr int kFlagAt = 64;
+  static constexpr int kMaximaAt = 80;  // a word a warp
+  static constexpr int kTilesAt = 128;
+  static_assert(kMostSingleWarps * 16 <= kFlagAt && kMaximaAt + kMostSingleWarps * 4 <= kTilesAt);
+};
+
+// Of the clusters of a (single, KV head, head tile), whether this one came last: all results stand then. Every thread
+// of the cluster.
+__device__ __forceinline__ bool is_last_cluster(const AttentionArguments& args, const SingleWork& work,
+                                                uint8_t* shared) {
+  ptx::cluster_sync();  // the results of the cluster stand
+  const int64_t clusters = work.clusters(args);
+  if (clusters == 1) return true;
+  uint32_t* flag = reinterpret_cast<uint32_t*>(shared + SinglesRoom::kFlagAt);
+  if (work.part % args.cluster == 0 && threadIdx.x == 0) {
+    int32_t* counter = args.counters_of(work.single) + work.kv * args.heads.tiles() + work.head_tile;
+    __threadfence();
+    const bool is_last = atomicAdd(counter, 1) == static_cast<int32_t>(clusters) - 1;
+    if (is_last) *counter = 0;
+    __threadfence();
+    for (int r = 0; r < args.cluster; ++r) ptx::store_in(ptx::shared_address(flag), r, is_last ? 1u : 0u);
+  }
+  ptx::cluster_sync();  // every CTA has its flag
+  return *static_cast<volatile uint32_t*>(flag) != 0;
+}
+
+// The row's share of this CTA stands; with the last one it becomes codes.
+__device__ __forceinline__ void finish_row(const AttentionArguments& args, const SingleWork& work, uint8_t* shared) {
+  if (args.p.act == nullptr) return;
+  const int64_t arrivals = args.head_pairs() * (work.is_spread ? args.cluster : 1);
+  int32_t* counter = args.counters_of(work.single) + args.head_pairs();
+  auto* flag = reinterpret_cast<volatile uint32_t*>(shared + SinglesRoom::kFlagAt);
+  if (!is_last_arrival(counter, arrivals, flag)) return;
+  quantise_row(args, work.token, reinterpret_cast<uint32_t*>(shared + SinglesRoom::kMaximaAt));
+}
+
 template <int Dim>
-__global__ void __launch_bounds__(kMostSingleWarps * 32)
-    singles_kernel(const __grid_constant__ AttentionArguments args) {
-  extern __shared__ __align__(128) uint8_t shared[];
+__device__ __forceinline__ void fold_single(const AttentionArguments& args, const SingleWork& work, uint8_t* tiles,
+                                            float* own_rows) {
+  const int64_t head_dim = args.p.pages.head_dim;
+  const int64_t head_floats = args.most_blocks * partial_pitch(Dim);
+  const FoldPieces<Dim> pieces{args.p.workspace + work.single * args.p.num_heads * head_floats, head_floats,
+                               work.blocks.count, static_cast<int>((work.blocks.count + kFoldBlocks - 1) / kFoldBlocks)};
+  const FoldRows rows{static_cast<int>(work.part % args.cluster), static_cast<int>(args.cluster),
+                      static_cast<int>(args.heads.packed())};
+  const FoldRoom<Dim> room{reinterpret_cast<float*>(tiles), reinterpret_cast<float4*>(own_rows)};
+  fold_spread<Dim>(
+      pieces, rows, [&](int row) { return work.head_at(args, row); }, room,
+      args.p.out + work.token * args.p.num_heads * head_dim, head_dim);
+}
+
+// The CTA's blocks, one a warp at a time; `folded_row` takes them where the CTA has all of the single's.
+template <int Dim>
+__device__ __forceinline__ void take_blocks(const AttentionArguments& args, const SingleWork& work,
+                                            const WarpBuffer<Dim>& buffer, const int32_t* pages, float* partials,
+                                            FoldedRow<Dim>& folded_row) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int warps = static_cast<int>(blockDim.x) / 32;
-  const SingleWork work(args);
-  if (work.position < 0) {
-    if (work.part == 0) clear_padding<Dim>(args, work);
-    return;
-  }
-  if (work.begin >= work.end) return;
   const int64_t head_dim = args.p.pages.head_dim;
-  const layout::KvTile map{args.p.pages.num_kv_heads, head_dim};
-  const int32_t* pages =
-      args.p.pages.table + args.p.sequence[work.token] * args.p.pages.table_stride + work.blocks.first;
-  const uint32_t barriers = ptx::shared_address(shared) + warp * 16;
-  uint8_t* tiles = shared + 128;
-  float* partials = reinterpret_cast<float*>(tiles + warps * Tile<Dim>::kBytes);
   const int rows_size = args.rows * static_cast<int>(partial_pitch(Dim));
-  const WarpBuffer<Dim> buffer{tiles + warp * Tile<Dim>::kBytes, barriers, barriers + 8,
-                               args.p.pages.data + work.kv * map.tile_size(), map.page_size()};
-  int64_t mine = work.begin + warp;
-  if (lane == 0) {
-    ptx::barrier_init(buffer.key_barrier, 1);
-    ptx::barrier_init(buffer.value_barrier, 1);
-    ptx::fence_barrier_init();
-    if (mine < work.end) {
-      const int32_t page = pages[mine];
-      buffer.fetch_keys(page);
-      buffer.fetch_values(page);
-    }
-  }
-  __syncwarp();  // the warp's own barriers stand
   Queries<Dim> queries;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -219,7 +264,7 @@ __global__ void __launch_bounds__(kMostSingleWarps * 32)
     queries.load(r, head < 0 ? nullptr : args.p.q + (work.token * args.p.num_heads + head) * head_dim, head_dim,
                  lane % 4);
   }
-  FoldedRow<Dim> folded_row(args.rows);
+  int64_t mine = work.begin + warp;
   uint32_t parity = 0;
   for (int64_t base = work.begin; base < work.end; base += warps) {
     if (mine < work.end) {
@@ -238,9 +283,63 @@ __global__ void __launch_bounds__(kMostSingleWarps * 32)
     }
     __syncthreads();  // they have been read
   }
-  if (work.is_spread) return;
-  const int64_t head = work.head_at(args, folded_row.row);
-  if (head >= 0) folded_row.store(args.p.out + (work.token * args.p.num_heads + head) * head_dim, head_dim);
+}
+
+template <int Dim>
+__global__ void __launch_bounds__(kMostSingleWarps * 32)
+    singles_kernel(const __grid_constant__ AttentionArguments args) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  const uint32_t barriers = ptx::shared_address(shared) + warp * 16;
+  uint8_t* tiles = shared + SinglesRoom::kTilesAt;
+  float* partials = reinterpret_cast<float*>(tiles + warps * Tile<Dim>::kBytes);
+  if (lane == 0) {
+    ptx::barrier_init(barriers, 1);
+    ptx::barrier_init(barriers + 8, 1);
+    ptx::fence_barrier_init();
+  }
+  // The step's lists, and the blocks that none of its tokens is in, are older than the predecessor.
+  const SingleWork work(args);
+  const int64_t head_dim = args.p.pages.head_dim;
+  const layout::KvTile map{args.p.pages.num_kv_heads, head_dim};
+  const WarpBuffer<Dim> buffer{tiles + warp * Tile<Dim>::kBytes, barriers, barriers + 8,
+                               args.p.pages.data + work.kv * map.tile_size(), map.page_size()};
+  const int64_t first = work.begin + warp;
+  const int32_t* pages = nullptr;
+  int32_t page = -1;
+  if (first < work.end) {
+    pages = args.p.pages.table + args.p.sequence[work.token] * args.p.pages.table_stride + work.blocks.first;
+    page = pages[first];
+  }
+  const bool is_early = page >= 0 && work.is_old(first);
+  const auto fetch = [&] {
+    buffer.fetch_keys(page);
+    buffer.fetch_values(page);
+  };
+  if (lane == 0 && is_early) fetch();
+  ptx::wait_for_predecessor();
+  ptx::let_successor_start();
+  if (lane == 0 && page >= 0 && !is_early) fetch();
+  __syncwarp();  // the warp's own barriers stand
+  if (work.position < 0) {
+    if (work.part != 0) return;
+    clear_padding<Dim>(args, work);
+    finish_row(args, work, shared);
+    return;
+  }
+  if (work.is_spread ? !work.cluster_works(args) : work.begin >= work.end) return;
+  FoldedRow<Dim> folded_row(args.rows);
+  take_blocks<Dim>(args, work, buffer, pages, partials, folded_row);
+  if (work.is_spread) {
+    if (!is_last_cluster(args, work, shared)) return;
+    fold_single<Dim>(args, work, tiles, partials + warp * args.rows * partial_pitch(Dim));
+  } else {
+    const int64_t head = work.head_at(args, folded_row.row);
+    if (head >= 0) folded_row.store(args.p.out + (work.token * args.p.num_heads + head) * head_dim, head_dim);
+  }
+  finish_row(args, work, shared);
 }
 
 template <int Dim>
@@ -250,7 +349,8 @@ void launch_singles(const AttentionArguments& args, int64_t warps, device::Strea
       cudaFuncSetAttribute(singles_kernel<Dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (allowed != cudaSuccess) throw LaunchFailure(std::string("attention, singles: ") + cudaGetErrorString(allowed));
   const auto grid = static_cast<unsigned>(args.p.num_singles * args.head_pairs() * args.parts);
-  singles_kernel<Dim><<<grid, static_cast<unsigned>(warps * 32), bytes, native(stream)>>>(args);
+  launch_chained_clusters(singles_kernel<Dim>, dim3(grid), dim3(static_cast<unsigned>(warps * 32)),
+                          static_cast<unsigned>(args.cluster), static_cast<size_t>(bytes), native(stream), args);
   check_launch("attention, singles");
 }
 
