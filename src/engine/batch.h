@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/scheduler.h"
+#include "kernels/api/device_decoder_problems.h"
 #include "model/forward.h"
 
 namespace quadrille::engine {
@@ -24,11 +25,23 @@ class Batch {
   model::Step step() const;
   const std::vector<Row>& rows() const { return rows_; }
 
+  // For a step whose tokens the device chooses (model/async_forward.h): rows of the step before that ids come from, and
+  // how each row is drawn; no rules where all rows are greedy.
+  std::span<const int32_t> taken_from() const { return taken_from_; }
+  std::span<const kernels::SampleRule> rules() const;
+  // Whether the host must read the logits of some row, the device having drawn what it can.
+  bool host_reads(bool device_draws) const { return host_reads_ || (draws_ && !device_draws); }
+
  private:
+  void add_row(Sequence& sequence, int64_t position);
+
   std::vector<int32_t> ids_, positions_, sequences_;  // [T]
   std::vector<int32_t> page_table_;                   // [pieces, stride], -1 behind the last page
   std::vector<int32_t> logit_rows_;                   // [R]
   std::vector<Row> rows_;                             // [R]
+  std::vector<int32_t> taken_from_;                   // [T], -1: the host knows the id
+  std::vector<kernels::SampleRule> rules_;            // [R]
+  bool host_reads_ = false, draws_ = false;
   int64_t stride_ = 0;
 };
 

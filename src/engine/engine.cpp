@@ -1,21 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine's two sides. Callers see the inbox and the mailboxes, under one mutex; sequences, pages and batch belong
-// to the thread that steps, which takes the mutex only to fetch what is new and to hand results over.
+// The engine's two sides. Callers see the inbox and the mailboxes, under one mutex; sequences, pages and steps belong
+// to the thread that steps (step_runner.h), which takes the mutex only to fetch what is new and to hand results over.
 #include "engine/engine.h"
 
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
-#include <exception>
 #include <mutex>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
-#include "engine/batch.h"
-#include "engine/block_manager.h"
-#include "engine/sampler.h"
-#include "engine/scheduler.h"
+#include "engine/step_runner.h"
 
 namespace quadrille::engine {
 namespace {
@@ -40,10 +36,6 @@ bool has_news(const Update& update) {
          update.finish != FinishReason::kNone;
 }
 
-int64_t rows_within(int64_t bytes, int64_t vocab_size) {
-  return bytes / (std::max<int64_t>(vocab_size, 1) * static_cast<int64_t>(sizeof(float)));
-}
-
 std::chrono::duration<double> bounded(double seconds) {
   return std::chrono::duration<double>(seconds > 0 ? std::min(seconds, 1e6) : 0.0);
 }
@@ -53,13 +45,11 @@ std::chrono::duration<double> bounded(double seconds) {
 class Engine::Impl {
  public:
   Impl(model::Forward& model, EngineOptions options, TextStreamFactory text_streams)
-      : model_(model),
-        max_queued_(std::max<int64_t>(options.max_queued, 1)),
+      : max_queued_(std::max<int64_t>(options.max_queued, 1)),
         text_streams_(std::move(text_streams)),
         limits_{model.vocab_size(), model.max_positions(), model.num_pages(), text_streams_ != nullptr},
-        blocks_(limits_.num_pages, options.prefix_cache),
-        scheduler_(options, rows_within(options.max_logit_bytes, limits_.vocab_size), blocks_) {
-    metrics_.free_pages = metrics_.total_pages = blocks_.total();
+        runner_(model, options) {
+    metrics_.free_pages = metrics_.total_pages = limits_.num_pages;
   }
 
   Result<RequestId> submit(Request request) {
@@ -114,16 +104,12 @@ class Engine::Impl {
   Result<bool> step() {
     const std::lock_guard stepping(step_mutex_);
     const auto start = Clock::now();
-    bool worked = take_inbox();
-    const Plan plan = scheduler_.plan();
-    Status status;
-    if (!plan.pieces.empty()) {
-      worked = true;
-      status = run(plan);
-    }
-    hand_over(plan, status.ok(), std::chrono::duration<double>(Clock::now() - start).count());
-    if (!status) return status.error();
-    return worked;
+    const bool fetched = take_inbox();
+    const Result<bool> worked = run_step();
+    hand_over(std::chrono::duration<double>(Clock::now() - start).count());
+    runner_.drop_useless();
+    if (!worked) return worked.error();
+    return fetched || *worked;
   }
 
   void wait_for_work(double seconds) {
@@ -155,77 +141,39 @@ class Engine::Impl {
       arrived.swap(inbox_);
       cancelled.swap(cancelled_);
     }
-    for (auto& sequence : arrived) scheduler_.enqueue(std::move(sequence));
-    for (const RequestId id : cancelled) {
-      Sequence* sequence = scheduler_.find(id);
-      if (sequence == nullptr) continue;  // it ended meanwhile
-      sequence->finish(FinishReason::kCancelled);
-      outbox_.push_back(scheduler_.remove(id));
-    }
+    for (auto& sequence : arrived) runner_.add(std::move(sequence));
+    for (const RequestId id : cancelled) runner_.cancel(id);
     return !arrived.empty() || !cancelled.empty();
   }
 
-  // Runs the model over the plan and gives every sequence its rows.
-  Status run(const Plan& plan) {
-    batch_.build(plan);
-    const auto vocab = static_cast<size_t>(limits_.vocab_size);
-    const auto& rows = batch_.rows();
-    if (logits_.size() < rows.size() * vocab) logits_.resize(rows.size() * vocab);
-    const Status status = run_model({logits_.data(), rows.size() * vocab});
-    if (!status) {
-      fail_running(status.error());
-      return status;
-    }
-    for (const Piece& piece : plan.pieces) scheduler_.advance(piece);
-    for (size_t i = 0; i < rows.size(); ++i) {
-      rows[i].sequence->take_logits(rows[i].position, {logits_.data() + i * vocab, vocab}, sampler_);
-    }
-    for (const Piece& piece : plan.pieces) settle(*piece.sequence);
-    return status;
-  }
-
-  // An exception of the model is a bug, but not of the requests that share the engine: they end, then it goes on up.
-  Status run_model(std::span<float> logits) {
+  // What ended by an exception of the model is told before it goes on up.
+  Result<bool> run_step() {
     try {
-      return model_.run(batch_.step(), logits);
-    } catch (const std::exception& exception) {
-      fail_running(make_error(ErrorCode::kInvalidData, "the model failed: {}", exception.what()));
-      hand_over(Plan{}, false, 0);
+      return runner_.step();
+    } catch (...) {
+      hand_over(0);
       throw;
     }
   }
 
-  void fail_running(const Error& error) {
-    while (!scheduler_.running().empty()) {
-      Sequence& sequence = *scheduler_.running().back();
-      sequence.fail(error);
-      outbox_.push_back(scheduler_.remove(sequence.id()));
-    }
-  }
-
-  // After its rows: the pages that are full now become reusable, and a sequence that ended leaves.
-  void settle(Sequence& sequence) {
-    if (sequence.computed >= sequence.prompt_size()) sequence.prompt_is_through();
-    if (sequence.update.finish != FinishReason::kError) scheduler_.publish(sequence);
-    if (sequence.finished()) outbox_.push_back(scheduler_.remove(sequence.id()));
-  }
-
-  void hand_over(const Plan& plan, bool ran, double seconds) {
+  void hand_over(double seconds) {
+    const StepRunner::Done done = runner_.take_done();
+    const Scheduler& scheduler = runner_.scheduler();
     const std::lock_guard lock(mutex_);
-    for (const auto& sequence : scheduler_.running()) append_update(mailboxes_[sequence->id()], sequence->update);
-    for (const auto& sequence : outbox_) append_update(mailboxes_[sequence->id()], sequence->update);
-    outbox_.clear();
-    if (ran && !plan.pieces.empty()) metrics_.add_step(plan.prefill_tokens, plan.decode_tokens, seconds);
-    metrics_.preemptions = scheduler_.preemptions();
-    metrics_.prefix_hits_tokens = scheduler_.prefix_hits_tokens();
-    metrics_.running = static_cast<int64_t>(scheduler_.running().size());
-    metrics_.waiting = scheduler_.num_waiting() + static_cast<int64_t>(inbox_.size());
-    metrics_.free_pages = blocks_.available();
+    scheduler.for_each_admitted(
+        [this](Sequence& sequence) { append_update(mailboxes_[sequence.id()], sequence.update); });
+    for (const auto& sequence : runner_.ended()) append_update(mailboxes_[sequence->id()], sequence->update);
+    runner_.clear_ended();
+    if (done.steps > 0) metrics_.add_steps(done.steps, done.prefill_tokens, done.decode_tokens, seconds);
+    metrics_.preemptions = scheduler.preemptions();
+    metrics_.prefix_hits_tokens = scheduler.prefix_hits_tokens();
+    metrics_.running = static_cast<int64_t>(scheduler.running().size());
+    metrics_.waiting = scheduler.num_waiting() + static_cast<int64_t>(inbox_.size());
+    metrics_.free_pages = runner_.blocks().available();
     news_.notify_all();
   }
 
   // Fixed from the start.
-  model::Forward& model_;
   const int64_t max_queued_;
   const TextStreamFactory text_streams_;
   const RequestLimits limits_;
@@ -242,12 +190,7 @@ class Engine::Impl {
 
   // The stepping thread's, under step_mutex_.
   std::mutex step_mutex_;
-  BlockManager blocks_;
-  Scheduler scheduler_;
-  Batch batch_;
-  Sampler sampler_;
-  std::vector<float> logits_;  // [rows, vocab]
-  std::vector<std::unique_ptr<Sequence>> outbox_;
+  StepRunner runner_;
 };
 
 Engine::Engine(model::Forward& model, EngineOptions options, TextStreamFactory text_streams)

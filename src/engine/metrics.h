@@ -7,7 +7,7 @@
 namespace quadrille::engine {
 
 struct EngineMetrics {
-  int64_t steps = 0;               // steps that ran the model
+  int64_t steps = 0;               // steps that ran the model; one whose tokens were all thrown away does not count
   int64_t prefill_tokens = 0;      // tokens of prompts, and of answers recomputed after a preemption
   int64_t decode_tokens = 0;       // tokens run to get the next one of an answer
   int64_t preemptions = 0;         // times that a sequence lost its pages to an older one
@@ -17,10 +17,10 @@ struct EngineMetrics {
   // Wall time of the steps; that of a mixed step is shared out by its tokens.
   double step_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
 
-  // Counts one step that ran the model.
-  void add_step(int64_t prefill, int64_t decode, double seconds) {
+  // Counts what `done` steps ran.
+  void add_steps(int64_t done, int64_t prefill, int64_t decode, double seconds) {
     const double total = static_cast<double>(prefill + decode);
-    steps += 1;
+    steps += done;
     prefill_tokens += prefill;
     decode_tokens += decode;
     step_seconds += seconds;

@@ -30,14 +30,23 @@ Sequence* Scheduler::find(RequestId id) {
   return nullptr;
 }
 
-Plan Scheduler::plan() {
+void Scheduler::for_each_admitted(const std::function<void(Sequence&)>& visit) const {
+  for (const auto& sequence : running_) visit(*sequence);
+  for (const auto& sequence : waiting_) {
+    if (!sequence->was_admitted) return;  // those that lost their pages wait in front
+    visit(*sequence);
+  }
+}
+
+Plan Scheduler::plan(bool is_ahead) {
   Plan plan;
   tokens_left_ = options_.max_batch_tokens;
   rows_left_ = max_logit_rows_;
   plan_answers(plan);
   plan_prompts(plan);
   admit(plan);
-  QD_CHECK(!plan.pieces.empty() || (running_.empty() && waiting_.empty()), "a sequence waits and none runs");
+  QD_CHECK(!plan.pieces.empty() || is_ahead || (running_.empty() && waiting_.empty()),
+           "a sequence waits and none runs");
   return plan;
 }
 
@@ -58,7 +67,8 @@ void Scheduler::plan_prompts(Plan& plan) {
 
 void Scheduler::admit(Plan& plan) {
   while (!waiting_.empty() && tokens_left_ > 0 && static_cast<int64_t>(running_.size()) < options_.max_sequences) {
-    if (!claim_pages(*waiting_.front())) return;
+    // Nothing left to run: its last token is on its way, and its end frees its place.
+    if (waiting_.front()->pending() == 0 || !claim_pages(*waiting_.front())) return;
     running_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
     add_prompt_piece(plan, *running_.back());
@@ -66,13 +76,13 @@ void Scheduler::admit(Plan& plan) {
 }
 
 void Scheduler::add_piece(Plan& plan, Sequence& sequence, int64_t count) {
-  plan.pieces.push_back({&sequence, sequence.computed, count});
-  const bool answers = count == 1 && sequence.pending() == 1 && sequence.answer_size() > 0;
-  (answers ? plan.decode_tokens : plan.prefill_tokens) += count;
+  const int64_t begin = sequence.planned, end = begin + count;
+  const bool is_answer = count == 1 && sequence.pending() == 1 && sequence.answer_size() > 0;
+  plan.pieces.push_back({&sequence, begin, count, is_answer, sequence.pages_lost});
+  sequence.planned = end;
   tokens_left_ -= count;
-  const int64_t end = sequence.computed + count;
   const int64_t scored_end = std::min(end, sequence.prompt_size() - 1);
-  rows_left_ -= std::max<int64_t>(scored_end - std::max(sequence.computed, sequence.first_unscored()), 0);
+  rows_left_ -= std::max<int64_t>(scored_end - std::max(begin, sequence.first_unscored()), 0);
   if (end == sequence.size()) rows_left_ -= 1;
 }
 
@@ -81,7 +91,7 @@ void Scheduler::add_piece(Plan& plan, Sequence& sequence, int64_t count) {
 void Scheduler::add_prompt_piece(Plan& plan, Sequence& sequence) {
   int64_t count = std::min({sequence.pending(), options_.prefill_chunk, tokens_left_});
   if (sequence.first_unscored() < sequence.size()) {
-    const int64_t without_rows = std::max<int64_t>(sequence.first_unscored() - sequence.computed, 0);
+    const int64_t without_rows = std::max<int64_t>(sequence.first_unscored() - sequence.planned, 0);
     count = std::min(count, without_rows + std::max<int64_t>(rows_left_, 0));
   }
   if (count > 0) add_piece(plan, sequence, count);
@@ -121,7 +131,7 @@ bool Scheduler::claim_pages(Sequence& sequence) {
   }
   sequence.published = static_cast<int64_t>(match.pages.size());
   sequence.chain = match.chain;
-  sequence.computed = sequence.published * kPage;
+  sequence.computed = sequence.planned = sequence.published * kPage;
   prefix_hits_tokens_ += sequence.computed;
   // What it finds after a preemption may be its own pages: no merit of the cache.
   if (!sequence.was_admitted) sequence.update.cached_prompt_tokens = sequence.computed;
@@ -146,11 +156,13 @@ void Scheduler::preempt_youngest() {
 void Scheduler::drop_pages(Sequence& sequence) {
   for (auto page = sequence.pages.rbegin(); page != sequence.pages.rend(); ++page) blocks_.release(*page);
   sequence.pages.clear();
-  sequence.computed = sequence.published = 0;
+  sequence.computed = sequence.planned = sequence.published = 0;
   sequence.chain = kChainRoot;
+  sequence.pages_lost += 1;
 }
 
 void Scheduler::advance(const Piece& piece) {
+  if (piece.pages_lost != piece.sequence->pages_lost) return;
   QD_CHECK(piece.sequence->computed == piece.begin, "pieces of a sequence run in order");
   piece.sequence->computed += piece.count;
 }

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -26,11 +27,12 @@ namespace quadrille::engine {
 struct Piece {
   Sequence* sequence = nullptr;
   int64_t begin = 0, count = 0;
+  bool is_answer = false;  // run to get the next token of an answer
+  int64_t pages_lost = 0;  // Sequence::pages_lost when it was planned
 };
 
 struct Plan {
   std::vector<Piece> pieces;
-  int64_t decode_tokens = 0, prefill_tokens = 0;
 };
 
 class Scheduler {
@@ -40,9 +42,10 @@ class Scheduler {
 
   void enqueue(std::unique_ptr<Sequence> sequence);  // ids ascend
   Sequence* find(RequestId id);                      // running or waiting; nullptr for others
-  // The pieces of the next step; empty only when nothing runs and nothing waits.
-  Plan plan();
-  // The model has run `piece`: its positions count as computed.
+  // The pieces of the next step. Steps planned before may be on their way still (`is_ahead`); without one the plan is
+  // empty only when nothing runs and nothing waits.
+  Plan plan(bool is_ahead = false);
+  // The model has run `piece`: its positions count as computed, if its pages are still there.
   void advance(const Piece& piece);
   // Full pages of a running sequence become reusable (prefix cache only).
   void publish(Sequence& sequence);
@@ -50,6 +53,8 @@ class Scheduler {
   std::unique_ptr<Sequence> remove(RequestId id);
 
   const std::vector<std::unique_ptr<Sequence>>& running() const { return running_; }
+  // Every sequence that was admitted: those that run, and those that lost their pages.
+  void for_each_admitted(const std::function<void(Sequence&)>& visit) const;
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t preemptions() const { return preemptions_; }
   int64_t prefix_hits_tokens() const { return prefix_hits_tokens_; }

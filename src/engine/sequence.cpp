@@ -14,10 +14,16 @@ Sequence::Sequence(RequestId id, Request request, std::unique_ptr<TextStream> st
     : id_(id),
       request_(std::move(request)),
       tokens_(request_.prompt),
+      num_known_(prompt_size()),
       stream_(std::move(stream)),
       stops_(request_.stop_strings) {
   update.id = id_;
   for (const int32_t token : tokens_) note_seen(token);
+}
+
+int64_t Sequence::pending() const {
+  const bool is_full = request_.max_tokens > 0 && answer_size() >= request_.max_tokens;
+  return is_full ? 0 : size() - planned;
 }
 
 bool Sequence::wants_logits(int64_t position) const {
@@ -52,21 +58,66 @@ void Sequence::prompt_is_through() {
 }
 
 void Sequence::draw_token(std::span<const float> logits, Sampler& sampler) {
-  const auto index = static_cast<uint64_t>(answer_size());
-  const auto where = [&] { return fmt::format("before token {} of the answer", index); };
-  const auto drawn = sampler.sample(logits, request_.sampling, index, seen_);
-  if (!drawn) return fail(drawn.error().in(where()));
-  const auto& stop_ids = request_.stop_ids;
-  if (!request_.ignore_stop_ids && std::find(stop_ids.begin(), stop_ids.end(), *drawn) != stop_ids.end()) {
-    return finish(FinishReason::kStop);
-  }
+  const auto drawn = sampler.sample(logits, request_.sampling, static_cast<uint64_t>(answer_size()), seen_);
+  if (!drawn) return fail(in_answer(drawn.error()));
+  if (is_stop(*drawn)) return finish(FinishReason::kStop);
   auto scored = score_token(logits, *drawn, request_.logprobs);
-  if (!scored) return fail(scored.error().in(where()));
-  update.tokens.push_back(std::move(*scored));
+  if (!scored) return fail(in_answer(scored.error()));
   tokens_.push_back(*drawn);
-  note_seen(*drawn);
-  if (stream_ != nullptr) add_text(stream_->push(*drawn));
-  if (!finished() && answer_size() == request_.max_tokens) finish(FinishReason::kLength);
+  add_token(std::move(*scored));
+}
+
+kernels::SampleRule Sequence::rule() const {
+  const SamplingParams& s = request_.sampling;
+  return {s.temperature, s.top_k, s.top_p, s.min_p, s.seed, static_cast<uint64_t>(answer_size())};
+}
+
+bool Sequence::host_reads(int64_t position) const {
+  const bool is_scored = position + 1 < prompt_size();
+  return is_scored || request_.logprobs >= 0 || request_.sampling.repetition_penalty != 1;
+}
+
+void Sequence::expect_token(int32_t row) {
+  tokens_.push_back(-1);
+  awaited_row_ = row;
+}
+
+void Sequence::take_choice(int32_t id) {
+  if (finished()) return;
+  QD_CHECK(num_known_ < size(), "a token that nobody awaits");
+  if (id < 0) {
+    return fail(in_answer(make_error(ErrorCode::kInvalidData,
+                                     "the model's logits hold NaN or +infinity, or nothing but -infinity, expected "
+                                     "numbers; its weights or scales are damaged or overflow")));
+  }
+  if (is_stop(id)) return finish(FinishReason::kStop);
+  tokens_[static_cast<size_t>(num_known_)] = id;
+  TokenOutput token;
+  token.id = id;
+  add_token(std::move(token));
+}
+
+void Sequence::forget_awaited() {
+  tokens_.resize(static_cast<size_t>(num_known_));
+}
+
+bool Sequence::is_stop(int32_t id) const {
+  const auto& stop_ids = request_.stop_ids;
+  return !request_.ignore_stop_ids && std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end();
+}
+
+Error Sequence::in_answer(const Error& error) const {
+  return error.in(fmt::format("before token {} of the answer", num_known_ - prompt_size()));
+}
+
+// `token` is in tokens_, the first of those that were not known.
+void Sequence::add_token(TokenOutput token) {
+  const int32_t id = token.id;
+  num_known_ += 1;
+  update.tokens.push_back(std::move(token));
+  note_seen(id);
+  if (stream_ != nullptr) add_text(stream_->push(id));
+  if (!finished() && num_known_ - prompt_size() == request_.max_tokens) finish(FinishReason::kLength);
 }
 
 void Sequence::add_text(const std::string& text) {

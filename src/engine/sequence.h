@@ -13,6 +13,7 @@
 #include "engine/sampler.h"
 #include "engine/stop_strings.h"
 #include "engine/text_stream.h"
+#include "kernels/api/device_decoder_problems.h"
 
 namespace quadrille::engine {
 
@@ -22,8 +23,10 @@ class Sequence {
 
   RequestId id() const { return id_; }  // ascending in the order of submission
   int64_t prompt_size() const { return static_cast<int64_t>(request_.prompt.size()); }
+  // Tokens of prompt and answer; the last ones may be on their way from the device, their ids unknown.
   int64_t size() const { return static_cast<int64_t>(tokens_.size()); }
-  int64_t pending() const { return size() - computed; }  // known tokens that have not been run
+  int64_t num_known() const { return num_known_; }
+  int64_t pending() const;  // tokens to run that are in no step yet
   int64_t answer_size() const { return size() - prompt_size(); }
   std::span<const int32_t> tokens() const { return tokens_; }
   // Positions that will be in the cache when the answer has its full length: the last token is never run.
@@ -39,6 +42,19 @@ class Sequence {
   // Takes the logits [vocab] after `position`, in ascending positions: log-probabilities, the next token, its text, the
   // end. What is new goes to `update`; a row that is no row of numbers ends the request with kError.
   void take_logits(int64_t position, std::span<const float> logits, Sampler& sampler);
+
+  // How the device would draw the next token, and whether it must be left to the host, which needs the logits after
+  // `position`: for a repetition penalty or log-probabilities.
+  kernels::SampleRule rule() const;
+  bool host_reads(int64_t position) const;
+  // The next token is on its way: row `row` of the step that was enqueued last.
+  void expect_token(int32_t row);
+  int32_t awaited_row() const { return awaited_row_; }  // of the token expected last
+  // The oldest token on its way is `id`; -1: its row of logits was no row of numbers.
+  void take_choice(int32_t id);
+  // Tokens on their way will not come.
+  void forget_awaited();
+
   // Every position of the prompt has been run: a request for no answer ends here.
   void prompt_is_through();
 
@@ -48,6 +64,8 @@ class Sequence {
   // Pages and progress: the scheduler's.
   std::vector<int32_t> pages;  // of positions [64 i, 64 i + 64), each with one reference of this sequence
   int64_t computed = 0;        // positions whose keys and values are in the pages
+  int64_t planned = 0;         // these, and those of steps on their way
+  int64_t pages_lost = 0;      // how often it lost its pages: what was planned before counts no more
   int64_t published = 0;       // leading pages that the prefix cache knows
   Chain chain = kChainRoot;    // after those
   bool was_admitted = false;   // it has had pages, and may have lost them since
@@ -56,12 +74,17 @@ class Sequence {
  private:
   void score_prompt(int64_t position, std::span<const float> logits);
   void draw_token(std::span<const float> logits, Sampler& sampler);
+  bool is_stop(int32_t id) const;
+  Error in_answer(const Error& error) const;
+  void add_token(TokenOutput token);
   void add_text(const std::string& text);
   void note_seen(int32_t id);
 
   RequestId id_;
   Request request_;
-  std::vector<int32_t> tokens_;  // prompt and answer
+  std::vector<int32_t> tokens_;  // prompt and answer, -1 for those on their way
+  int64_t num_known_ = 0;        // of these
+  int32_t awaited_row_ = -1;
   std::unique_ptr<TextStream> stream_;
   StopStrings stops_;
   std::vector<TokenOutput> prompt_outputs_;  // of prompt tokens 1, 2, ...; given out when complete

@@ -88,6 +88,11 @@ class FakeModel : public model::Forward {
   std::chrono::microseconds delay{0};
   std::string broken_rule;  // the first rule of model::Step that was broken
 
+ protected:
+  void rule(bool kept, const char* text) {
+    if (!kept && broken_rule.empty()) broken_rule = text;
+  }
+
  private:
   static constexpr int64_t kPositions = model::kPagePositions;
 
@@ -128,10 +133,6 @@ class FakeModel : public model::Forward {
       rule(step.logit_rows[r] >= 0 && static_cast<size_t>(step.logit_rows[r]) < step.ids.size(), "a row outside");
       rule(r == 0 || step.logit_rows[r - 1] < step.logit_rows[r], "logit rows do not ascend");
     }
-  }
-
-  void rule(bool kept, const char* text) {
-    if (!kept && broken_rule.empty()) broken_rule = text;
   }
 
   int64_t vocab_, positions_;
