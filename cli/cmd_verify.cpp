@@ -1,36 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-// quadrille verify: a model over ranks against the same model on one rank, layer by layer and end to end. Says "equal"
-// or where it differs first. What it needs is two models behind Forward and an observer; ranks.h says which ranks.
+// quadrille verify: a model over ranks, on CPUs or GPUs, against the same model on one rank, layer by layer and end to
+// end. Says "equal" or where it differs first. With --against: the texts of two devices (verify_devices.h).
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <random>
 #include <set>
 
 #include "cli/commands.h"
-#include "cli/eval_answer.h"
-#include "cli/eval_prompts.h"
 #include "cli/json_output.h"
 #include "cli/load_model.h"
 #include "cli/rank_grid.h"
 #include "cli/ranks.h"
 #include "cli/signals.h"
-#include "cli/text_model.h"
+#include "cli/verify_devices.h"
 #include "cli/verify_layers.h"
+#include "cli/verify_subject.h"
 #include "cli/verify_texts.h"
 
 namespace quadrille::cli {
 namespace {
 
 constexpr int64_t kBatch = 32;
-
-struct VerifyOptions {
-  ModelOptions model;
-  std::string other, prompt, problems;
-  int64_t count = 0;
-  int64_t max_tokens = 32;
-  bool as_json = false;
-};
 
 struct EndToEnd {
   int64_t texts = 0, equal = 0, steps = 0;
@@ -60,53 +50,6 @@ struct VerifyReport {
     return layers.differing_tensors == 0 && texts.unexplained() == 0 && repeat.runs && repeat.ranks;
   }
 };
-
-Sequences built_in_sequences(int64_t vocabulary, int64_t longest, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  Sequences sequences;
-  for (const int64_t wanted : {1, 7, 40}) {
-    std::vector<int32_t>& ids = sequences.emplace_back();
-    for (int64_t i = 0; i < std::min(wanted, longest); ++i) {
-      ids.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(vocabulary)));
-    }
-  }
-  return sequences;
-}
-
-struct Subject {
-  std::optional<TextModel> text;
-  std::vector<Problem> problems;
-  std::vector<engine::Request> requests;
-};
-
-// Prompts of the texts; of problems, of --prompt, else the built-in sequences.
-Result<Subject> make_subject(const VerifyOptions& options, const model::ModelConfig& config,
-                             const Sequences& sequences) {
-  Subject subject;
-  std::vector<std::vector<int32_t>> prompts = sequences;
-  if (!options.problems.empty() || !options.prompt.empty()) {
-    QD_TRY(TextModel text, TextModel::load(options.model.folder));
-    subject.text.emplace(std::move(text));
-  }
-  if (!options.problems.empty()) {
-    QD_TRY(subject.problems, read_any_problems(options.problems, options.count));
-    QD_TRY(prompts, make_prompts(*subject.text, subject.problems, {}, {}));
-  } else if (!options.prompt.empty()) {
-    const bool is_chat = subject.text->has_chat_template();
-    auto ids =
-        is_chat ? subject.text->encode_chat({{"user", options.prompt}}) : subject.text->encode(options.prompt, true);
-    if (!ids) return ids.error();
-    prompts = {std::move(*ids)};
-  }
-  for (std::vector<int32_t>& prompt : prompts) {
-    engine::Request& request = subject.requests.emplace_back();
-    const int64_t room = config.max_positions - static_cast<int64_t>(prompt.size());
-    request.prompt = std::move(prompt);
-    request.max_tokens = std::clamp<int64_t>(options.max_tokens, 1, std::max<int64_t>(room, 1));
-    if (subject.text) request.stop_ids = subject.text->stop_ids(config);
-  }
-  return subject;
-}
 
 ExpertsSeen count_experts(const model::ModelConfig& config, const std::vector<TraceRecord>& trace) {
   std::set<std::pair<int32_t, int32_t>> chosen;  // layer, expert
@@ -147,26 +90,15 @@ Result<Repeat> check_repeats(model::AnyModel& many, parallel::Communicator& rank
   return repeat;
 }
 
-int64_t count_right(const std::vector<Problem>& problems, const Texts& texts) {
-  int64_t right = 0;
-  for (size_t i = 0; i < problems.size(); ++i) {
-    const auto found = problems[i].options.empty() ? extract_number(texts.text[i])
-                                                   : extract_letter(texts.text[i], problems[i].options.size());
-    right += found.value == problems[i].expected ? 1 : 0;
-  }
-  return right;
-}
-
 // `one` is null on ranks above 0; what differs is explained there alone.
 Result<EndToEnd> compare_texts(model::AnyModel* one, model::AnyModel& many, parallel::Communicator& ranks,
                                const Subject& subject, const SumRules& rules) {
-  const auto streams = [&] { return subject.text ? subject.text->text_streams() : engine::TextStreamFactory(); };
   EndToEnd found;
   Texts texts;
   if (one != nullptr) {
-    QD_TRY(texts, answer_greedily(*one, streams(), subject.requests, kBatch, nullptr));
+    QD_TRY(texts, answer_greedily(*one, subject.streams(), subject.requests, kBatch, nullptr));
   }
-  QD_TRY(const Texts other, answer_greedily(many, streams(), subject.requests, kBatch, &ranks));
+  QD_TRY(const Texts other, answer_greedily(many, subject.streams(), subject.requests, kBatch, &ranks));
   if (interrupted()) return interrupted_error("verify");
   if (one == nullptr) return found;
   found.texts = static_cast<int64_t>(subject.requests.size());
@@ -275,13 +207,6 @@ SumRules sum_rules(const LoadedModel& many, int ranks) {
 
 // Before any rank starts: what cannot be compared at all.
 Status check_subject(const VerifyOptions& options) {
-  if (options.model.on_gpu()) {
-    return make_error(
-        ErrorCode::kUnsupported,
-        "--device {}: verify compares stages that only models on the CPU show; leave --device out (--kernels "
-        "hopper computes the bits of a GPU)",
-        options.model.device);
-  }
   if (options.other.empty()) return {};
   QD_TRY(const model::ModelConfig one, model::read_model_config(options.model.folder));
   QD_TRY(const model::ModelConfig other, model::read_model_config(options.other));
@@ -303,11 +228,8 @@ Status run_verify(Console& console, const VerifyOptions& options) {
   QD_TRY(const model::ModelConfig config, model::read_model_config(options.model.folder));
   const Sequences sequences = built_in_sequences(config.vocab_size, config.max_positions - 1, options.model.seed + 1);
   QD_TRY(const Subject subject, make_subject(options, config, sequences));
-  int64_t longest = 0;
-  for (const auto& request : subject.requests) {
-    longest = std::max(longest, static_cast<int64_t>(request.prompt.size()) + request.max_tokens);
-  }
-  QD_TRY(const int64_t positions, cache_positions(options.model.folder, kBatch, std::max<int64_t>(longest, 64)));
+  QD_TRY(const int64_t positions,
+         cache_positions(options.model.folder, kBatch, std::max<int64_t>(subject.longest(), 64)));
   ModelOptions of_ranks = options.model;
   if (!options.other.empty()) of_ranks.folder = options.other;
   QD_TRY(const LoadedModel many, load_model(console, of_ranks, positions));
@@ -345,7 +267,7 @@ Status run_verify(Console& console, const VerifyOptions& options) {
 }  // namespace
 
 void add_verify(CLI::App& program, std::vector<Command>& commands) {
-  auto* app = program.add_subcommand("verify", "Compare a model over ranks with the same model on one rank");
+  auto* app = program.add_subcommand("verify", "Compare a model over ranks with one rank, or on two devices");
   auto options = std::make_shared<VerifyOptions>();
   add_model_options(*app, options->model);
   add_rank_options(*app, options->model);
@@ -361,13 +283,21 @@ void add_verify(CLI::App& program, std::vector<Command>& commands) {
       ->capture_default_str();
   app->add_option("--other", options->other, "Load the ranks from this folder: finds where a copy of a model differs")
       ->type_name("FOLDER");
+  app->add_option("--against", options->against, "Compare the texts of --device with those of this device: cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->type_name("DEVICE");
   app->add_flag("--json", options->as_json, "Print one JSON object instead of the table");
   commands.push_back(
       {app, [options](Console& console) -> Status {
          QD_TRY_STATUS(check_subject(*options));
+         if (!options->against.empty()) {
+           QD_TRY_STATUS(check_against(*options));
+           return verify_devices(console, *options);
+         }
          return run_on_ranks(console, options->model, [&](Console& own_console, const ModelOptions& model) -> Status {
            if (model.ranks == nullptr) {
-             throw CLI::ValidationError("--tp", "needs at least 2 ranks (of --tp times --ep) to compare with one");
+             throw CLI::ValidationError(
+                 "--tp", "needs at least 2 ranks (of --tp times --ep) to compare with one; --against compares devices");
            }
            VerifyOptions own = *options;
            own.model = model;

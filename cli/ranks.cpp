@@ -16,6 +16,7 @@
 #include "cli/rank_grid.h"
 #include "cli/signals.h"
 #include "core/topology.h"
+#include "device/device.h"
 #include "layout/shard_plan.h"
 #include "parallel/launch.h"
 #include "parallel/open.h"
@@ -41,7 +42,22 @@ int failure_code() {
   ::_exit(failure_code());
 }
 
+// Rank r of a host takes GPU N + r: they are all there before anything is loaded.
+Status check_gpus(const ModelOptions& options, int ranks_here) {
+  if (!options.on_gpu() || ranks_here == 1) return {};
+  const int first = options.gpu_ordinal();
+  QD_TRY_STATUS(device::available(first));
+  QD_TRY(const int there, device::count());
+  if (first + ranks_here <= there) return {};
+  return make_error(
+      ErrorCode::kUnsupported,
+      "{} ranks on this host with --device {}: expected GPUs {} to {}, one a rank, found {} GPU{}: ask for "
+      "fewer ranks (--tp), or run with '--device cpu'",
+      ranks_here, options.device, first, first + ranks_here - 1, there, there == 1 ? "" : "s");
+}
+
 Status run_threads(Console& console, const ModelOptions& options, const RankBody& body) {
+  QD_TRY_STATUS(check_gpus(options, num_ranks(options)));
   QD_TRY(const int cores, cores_of_choice(options.numa_value()));
   const int threads = options.threads > 0 ? options.threads : cores;
   const auto run = [&](parallel::Communicator& communicator) {
@@ -112,7 +128,8 @@ Status run_process(Console& console, const ModelOptions& options, const parallel
   };
   show(communicator.get());
   parallel::RankRun run;
-  run.body = [&](parallel::Communicator& ranks) {
+  run.body = [&](parallel::Communicator& ranks) -> Status {
+    QD_TRY_STATUS(check_gpus(options, launch.local_size));
     if (launch.rank != 0) console.mute();
     ModelOptions own = options;
     own.local_rank = launch.local_rank;

@@ -31,16 +31,15 @@ Result<std::vector<float>> last_logits(model::AnyModel& model, const std::vector
   return logits;
 }
 
-// The token at `step`; where the answer has ended, the stop id that the logits like best.
+}  // namespace
+
 int32_t token_at(const std::vector<int32_t>& ids, size_t step, const engine::Request& request,
-                 const std::vector<float>& logits) {
+                 std::span<const float> logits) {
   if (step < ids.size() || request.stop_ids.empty()) return ids[std::min(step, ids.size() - 1)];
   return *std::max_element(request.stop_ids.begin(), request.stop_ids.end(), [&](int32_t a, int32_t b) {
     return logits[static_cast<size_t>(a)] < logits[static_cast<size_t>(b)];
   });
 }
-
-}  // namespace
 
 Result<Texts> answer_greedily(model::Forward& model, engine::TextStreamFactory streams,
                               const std::vector<engine::Request>& requests, int64_t batch,

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,10 @@ struct Texts {
   std::vector<std::string> text;
   std::vector<std::vector<int32_t>> ids;
 };
+
+// The token at `step` of an answer; where it has ended, the stop id that `logits`, those of the step, like best.
+int32_t token_at(const std::vector<int32_t>& ids, size_t step, const engine::Request& request,
+                 std::span<const float> logits);
 
 // Answers all requests greedily. `ranks`: of `model`, or null.
 Result<Texts> answer_greedily(model::Forward& model, engine::TextStreamFactory streams,

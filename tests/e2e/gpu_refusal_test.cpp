@@ -29,6 +29,8 @@ TEST(GpuRefusal, EveryCommandSaysWhyInOneLine) {
       {"eval", "gsm8k", folder(), "--data", std::string(QD_SOURCE_DIR) + "/models/abacus/gsm8k.jsonl", "--limit", "1",
        "--json", place / "r.json"},
       {"logits", folder(), "--ids", place / "ids.json", "--out", place / "l.safetensors"},
+      {"verify", folder(), "--tp", "2"},
+      {"verify", folder(), "--against", "cpu"},
       {"bench", folder()},
       {"bench", "--shape", "olmoe-1b-7b", "--layers", "1"}};
   for (std::vector<std::string> command : commands) {
