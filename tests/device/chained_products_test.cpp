@@ -2,11 +2,15 @@
 // Products and quantisations that overlap their predecessors (programmatic dependent launch): a chain of linear layers,
 // each the input of the next and all in the same workspace, gives from a graph the bits that it gives with a
 // synchronisation behind every link.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+
+#include <optional>
 
 #include "device/compare_bits.h"
 #include "device/device_stack.h"
 #include "device/fill.h"
+#include "device/hopper_layer.h"
 #include "device/must.h"
 #include "device/random_data.h"
 #include "moe/linear.h"
@@ -92,8 +96,8 @@ INSTANTIATE_TEST_SUITE_P(Widths, ChainedProducts,
                                            Chain{512, 16, 32, kernels::Numerics::kExact},
                                            Chain{1024, 100, 64, kernels::Numerics::kExact},
                                            Chain{2048, 5, 128, kernels::Numerics::kVllm}),
-                         [](const auto& info) {
-                           const Chain& c = info.param;
+                         [](const auto& param_info) {
+                           const Chain& c = param_info.param;
                            return fmt::format("W{}_M{}_G{}_{}", c.width, c.rows, c.group,
                                               c.numerics == kernels::Numerics::kExact ? "Exact" : "Vllm");
                          });
