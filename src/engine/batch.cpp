@@ -48,8 +48,8 @@ void Batch::add_row(Sequence& sequence, int64_t position) {
   host_reads_ |= sequence.host_reads(position);
 }
 
-std::span<const kernels::SampleRule> Batch::rules() const {
-  return draws_ ? std::span<const kernels::SampleRule>(rules_) : std::span<const kernels::SampleRule>();
+std::span<const model::SampleRule> Batch::rules() const {
+  return draws_ ? std::span<const model::SampleRule>(rules_) : std::span<const model::SampleRule>();
 }
 
 model::Step Batch::step() const {

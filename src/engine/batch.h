@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "engine/scheduler.h"
-#include "kernels/api/device_decoder_problems.h"
+#include "model/async_forward.h"
 #include "model/forward.h"
 
 namespace quadrille::engine {
@@ -28,7 +28,7 @@ class Batch {
   // For a step whose tokens the device chooses (model/async_forward.h): rows of the step before that ids come from, and
   // how each row is drawn; no rules where all rows are greedy.
   std::span<const int32_t> taken_from() const { return taken_from_; }
-  std::span<const kernels::SampleRule> rules() const;
+  std::span<const model::SampleRule> rules() const;
   // Whether the host must read the logits of some row, the device having drawn what it can.
   bool host_reads(bool device_draws) const { return host_reads_ || (draws_ && !device_draws); }
 
@@ -40,7 +40,7 @@ class Batch {
   std::vector<int32_t> logit_rows_;                   // [R]
   std::vector<Row> rows_;                             // [R]
   std::vector<int32_t> taken_from_;                   // [T], -1: the host knows the id
-  std::vector<kernels::SampleRule> rules_;            // [R]
+  std::vector<model::SampleRule> rules_;              // [R]
   bool host_reads_ = false, draws_ = false;
   int64_t stride_ = 0;
 };

@@ -67,7 +67,7 @@ void Sequence::draw_token(std::span<const float> logits, Sampler& sampler) {
   add_token(std::move(*scored));
 }
 
-kernels::SampleRule Sequence::rule() const {
+model::SampleRule Sequence::rule() const {
   const SamplingParams& s = request_.sampling;
   return {s.temperature, s.top_k, s.top_p, s.min_p, s.seed, static_cast<uint64_t>(answer_size())};
 }

@@ -13,7 +13,7 @@
 #include "engine/sampler.h"
 #include "engine/stop_strings.h"
 #include "engine/text_stream.h"
-#include "kernels/api/device_decoder_problems.h"
+#include "model/async_forward.h"
 
 namespace quadrille::engine {
 
@@ -45,7 +45,7 @@ class Sequence {
 
   // How the device would draw the next token, and whether it must be left to the host, which needs the logits after
   // `position`: for a repetition penalty or log-probabilities.
-  kernels::SampleRule rule() const;
+  model::SampleRule rule() const;
   bool host_reads(int64_t position) const;
   // The next token is on its way: row `row` of the step that was enqueued last.
   void expect_token(int32_t row);

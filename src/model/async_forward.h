@@ -12,6 +12,8 @@
 
 namespace quadrille::model {
 
+using kernels::SampleRule;
+
 // At most kInFlight steps at a time, which run in the order of enqueue(). Not thread safe, and not beside
 // Forward::run() while steps are in flight.
 class AsyncForward {
@@ -29,8 +31,7 @@ class AsyncForward {
   // from ids). rules: one a logit row; empty: all rows are greedy. Nothing given is read after the return.
   // Errors: those of run(), and kInvalidArgument for a step that is too large, a row that is none, or one step too
   // many; the step is not in flight then.
-  virtual Status enqueue(const Step& step, std::span<const int32_t> taken_from,
-                         std::span<const kernels::SampleRule> rules) = 0;
+  virtual Status enqueue(const Step& step, std::span<const int32_t> taken_from, std::span<const SampleRule> rules) = 0;
   // Waits for the oldest step in flight, which then is not, whatever came of it: the choices of its logit rows, -1 for
   // a row of logits that holds no number to choose (NaN, +infinity, nothing but -infinity). Valid until the next
   // enqueue().
