@@ -328,6 +328,9 @@ const std::vector<layout::ModelShard>& DeviceModel::shards() const {
 void DeviceModel::set_observer(StepObserver* observer) {
   impl_->observer = observer;
 }
+const moe::DeviceStreams& DeviceModel::streams() const {
+  return impl_->streams.layer;
+}
 DeviceMemoryPlan DeviceModel::memory_plan() const {
   return impl_->plan;
 }

@@ -16,6 +16,7 @@
 #include "model/device_memory_plan.h"
 #include "model/model.h"
 #include "model/slot_pipeline.h"
+#include "moe/device_layer.h"
 #include "parallel/device_communicator.h"
 
 namespace quadrille::model {
@@ -89,6 +90,8 @@ class DeviceModel final : public AnyModel, public AsyncForward {
   Result<std::span<const int32_t>> collect() override;
 
   DeviceMemoryPlan memory_plan() const;
+  // Those of a step, for tests that make one of them slow.
+  const moe::DeviceStreams& streams() const;
   DeviceLoadTimes load_times() const;
   int64_t num_graphs() const;  // captured so far
 
