@@ -59,7 +59,7 @@ class SplitSharer {
     // Warp q of every sharer holds rows 16 q.. of the 64: quarter q, which one CTA owns.
     const int quarter = thread / 32;
     const int quarters = 4 / at.ctas;
-    target_ = ptx::address_in(at.base, quarter / quarters) - at.base;
+    target_ = at.ctas > 1 ? ptx::address_in(at.base, quarter / quarters) - at.base : 0;
     slot_ = quarter % quarters;
   }
 
@@ -83,7 +83,9 @@ class SplitSharer {
         store_tokens(pieces);
         if (pass + Plan::kRound < num_passes) load_tokens(w, number + Plan::kRound * stride(), pieces);
       }
+      wait_for_room();
       if (mine) multiply_and_send(w, pass, record);
+      if (at_.ctas == 1) say_sent();
       if (pass > 0) chain(w, pass - 1, total);
       ++passes_;
     }
@@ -146,16 +148,18 @@ class SplitSharer {
     ptx::warpgroup_barrier(1 + sharer_);  // all tokens of the round stand
   }
 
+  // The buffer was filled and read two passes ago; pairs with the arrivals in chain().
+  __device__ __forceinline__ void wait_for_room() const {
+    if (passes_ < 2) return;
+    ptx::barrier_wait(at_.base + Plan::kFreeAt + ((passes_ & 1) * 4 + thread_ / 32) * 8, (passes_ / 2 - 1) & 1);
+  }
+
   __device__ __forceinline__ void multiply_and_send(const WorkItem& w, int pass,
                                                     const RecordRegisters<Plan::kGroups>& record) {
     constexpr int kSets = Plan::kSets, kSteps = Plan::kStepsPerGroup;
     const uint32_t tile =
         __shfl_sync(0xffffffffu, at_.base + round_at() + pass % Plan::kRound * Plan::kRecordTokenBytes, 0);
     const uint64_t tokens = ptx::swizzled_descriptor(tile);
-    // The buffer was read two passes ago; pairs with the arrivals in chain().
-    if (passes_ >= 2) {
-      ptx::barrier_wait(at_.base + Plan::kFreeAt + ((passes_ & 1) * 4 + thread_ / 32) * 8, (passes_ / 2 - 1) & 1);
-    }
     float sum[kSets][kValues];
 #pragma unroll
     for (int group = 0; group < Plan::kGroups; ++group) {
@@ -188,6 +192,18 @@ class SplitSharer {
     const uint32_t slot = at_.base + target_ + Plan::kSlotsAt + (passes_ & 1) * Plan::kBufferBytes +
                           static_cast<uint32_t>(place) * Plan::kSlotBytes;
     const uint32_t barrier = at_.base + target_ + Plan::kSumsAt + ((passes_ & 1) * 4 + slot_) * 8;
+    if (at_.ctas == 1) {
+      // Without a cluster st.async is an illegal instruction, and not needed.
+      uint8_t* const here = at_.shared + (slot - at_.base);
+#pragma unroll
+      for (int b = 0; b < Plan::kBlocks; ++b) {
+        if (8 * b + 2 * t >= w.num_rows) continue;
+        *reinterpret_cast<float4*>(here + b * 512 + (t * 8 + g) * 16) =
+            make_float4(sum[4 * b], sum[4 * b + 1], sum[4 * b + 2], sum[4 * b + 3]);
+      }
+      if (t == 0) *reinterpret_cast<uint32_t*>(here + Plan::kScalesAt + g * 4) = record.scale[group];
+      return;
+    }
 #pragma unroll
     for (int b = 0; b < Plan::kBlocks; ++b) {
       if (8 * b + 2 * t >= w.num_rows) continue;
@@ -197,6 +213,12 @@ class SplitSharer {
     if (t == 0) ptx::store_remote(slot + Plan::kScalesAt + g * 4, record.scale[group], barrier);
   }
 
+  // One CTA: its warps say that their sums of the pass stand, whether they had any.
+  __device__ __forceinline__ void say_sent() const {
+    __syncwarp();
+    if (lane_ == 0) ptx::barrier_arrive(at_.base + Plan::kSumsAt + ((passes_ & 1) * 4 + slot_) * 8);
+  }
+
   // final = fmaf(s_g, acc, final) over the groups of a pass. Thread 16 * token + row of the quarter.
   __device__ __forceinline__ void chain(const WorkItem& w, int pass, float (&total)[Plan::kBlocks]) const {
     if (!chains()) return;
@@ -204,8 +226,9 @@ class SplitSharer {
     const int records = min(stride(), args_.k_records - pass * stride());
     const uint32_t barrier = at_.base + Plan::kSumsAt + ((number & 1) * 4 + sharer_) * 8;
     const int slots = records * Plan::kGroups;
-    if (thread_ == 0) ptx::barrier_expect(barrier, slots * ((w.num_rows + 1) / 2 * 128 + 32));
-    ptx::barrier_wait_cluster(barrier, number / 2 & 1);  // pairs with the expect above and the stores of send()
+    if (at_.ctas > 1 && thread_ == 0) ptx::barrier_expect(barrier, slots * ((w.num_rows + 1) / 2 * 128 + 32));
+    // Pairs with the expect above and the stores of send(), or with say_sent().
+    ptx::barrier_wait_cluster(barrier, number / 2 & 1);
     const int row = thread_ % 16;
     const uint8_t* slot = at_.shared + Plan::kSlotsAt + (number & 1) * Plan::kBufferBytes +
                           sharer_ * stride() * Plan::kGroups * Plan::kSlotBytes;
@@ -221,8 +244,11 @@ class SplitSharer {
     }
     __syncwarp();
     // To every CTA that sends to this quarter; pairs with the wait in multiply_and_send().
-    if (lane_ < at_.ctas) {
-      ptx::barrier_arrive_in(at_.base + Plan::kFreeAt + ((number & 1) * 4 + own_quarter()) * 8, lane_);
+    const uint32_t read = at_.base + Plan::kFreeAt + ((number & 1) * 4 + own_quarter()) * 8;
+    if (at_.ctas == 1) {
+      if (lane_ == 0) ptx::barrier_arrive(read);
+    } else if (lane_ < at_.ctas) {
+      ptx::barrier_arrive_in(read, lane_);
     }
   }
 
@@ -281,7 +307,8 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kCtas)
       ptx::barrier_init(at.base + Plan::kEmptyAt + s * 8, Plan::kConsumerThreads / 32);
     }
     for (int i = 0; i < 2 * 4; ++i) {
-      ptx::barrier_init(at.base + Plan::kSumsAt + i * 8, 1);
+      // One expect and the bytes of st.async; one CTA: a warp of every sharer.
+      ptx::barrier_init(at.base + Plan::kSumsAt + i * 8, ctas > 1 ? 1 : Plan::kSharers);
       ptx::barrier_init(at.base + Plan::kFreeAt + i * 8, 4);  // the warps of the warpgroup that chains
     }
     ptx::fence_barrier_init();
