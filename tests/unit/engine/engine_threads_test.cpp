@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "expected_answer.h"
+#include "fake_async_model.h"
 
 namespace quadrille::engine {
 namespace {
@@ -63,9 +64,10 @@ int64_t run_client(Engine& engine, uint64_t seed, int64_t requests) {
   return wrong;
 }
 
-TEST(Threads, SubmitPollAndCancelBesideTheStep) {
+template <typename Model>
+void run_clients_beside_the_step() {
   for (const bool prefix_cache : {false, true}) {
-    FakeModel model(kVocab, 14, 512);
+    Model model(kVocab, 14, 512);
     Engine engine(model,
                   {.max_batch_tokens = 48, .max_sequences = 6, .prefill_chunk = 32, .prefix_cache = prefix_cache},
                   letter_streams());
@@ -82,6 +84,13 @@ TEST(Threads, SubmitPollAndCancelBesideTheStep) {
     EXPECT_EQ(model.broken_rule, "");
     EXPECT_EQ(engine.metrics().free_pages, 14);
   }
+}
+
+TEST(Threads, SubmitPollAndCancelBesideTheStep) {
+  run_clients_beside_the_step<FakeModel>();
+}
+TEST(Threads, SubmitPollAndCancelBesideStepsAhead) {
+  run_clients_beside_the_step<FakeAsyncModel>();
 }
 
 // step() from several threads is serialised, so even a careless caller gets right answers.

@@ -4,6 +4,7 @@
 
 #include <gmock/gmock.h>
 
+#include <cstring>
 #include <numeric>
 
 namespace quadrille::testing {
@@ -133,12 +134,38 @@ TEST(DeviceStep, OneSequenceMoreThanFitsBeginsAPiece) {
   EXPECT_EQ(cut_step(steps.step(), 100, 5).size(), 1u);
 }
 
+// The rules of a step's rows lie in its block; padding is greedy. With them a step is of another shape: its graph
+// draws.
+TEST(DeviceStep, RulesTravelInTheBlock) {
+  const Steps steps({{70, 1}, {0, 1}, {129, 1}}, 3);
+  PlannedPiece planned = plan_piece(steps.step(), cut_step(steps.step(), 100, 10)[0], 16, 64, 4096);
+  const StepShape greedy = planned.shape;
+  const std::vector<kernels::SampleRule> rules = {
+      {0.5f, 7, 0.9f, 0.1f, 1ull << 63, 11}, {0, 0, 1, 0, 2, 12}, {1.5f, 0, 1, 0, 3, 1ull << 40}};
+  planned.shape.draws = true;
+  planned.rules = rules;
+  EXPECT_FALSE(planned.shape == greedy);
+  const auto block = packed(steps.step(), planned);
+  std::vector<kernels::SampleRule> got(4);
+  std::memcpy(got.data(), block.data() + block_of(planned.shape).rules, sizeof(kernels::SampleRule) * got.size());
+  for (size_t r = 0; r < rules.size(); ++r) {
+    EXPECT_EQ(got[r].temperature, rules[r].temperature);
+    EXPECT_EQ(got[r].top_k, rules[r].top_k);
+    EXPECT_EQ(got[r].top_p, rules[r].top_p);
+    EXPECT_EQ(got[r].min_p, rules[r].min_p);
+    EXPECT_EQ(got[r].seed, rules[r].seed);
+    EXPECT_EQ(got[r].index, rules[r].index);
+  }
+  EXPECT_EQ(got[3].temperature, 0);
+  EXPECT_THAT(part(block, block_of(planned.shape).page_table, 2), ElementsAre(0, 1));
+}
+
 TEST(DeviceStep, ArraysOfABlockDoNotMeet) {
-  const StepShape shape{130, 7, 3, 2, 9, 1024, false};
+  const StepShape shape{130, 7, 3, 2, 9, 1024, false, true};
   const StepBlock places = block_of(shape);
-  const int64_t begins[] = {places.ids,     places.positions, places.sequences,  places.logit_rows,
-                            places.singles, places.tiles,     places.page_table, places.total};
-  const int64_t sizes[] = {130, 130, 130, 3, 2, 18, 7 * 16};
+  const int64_t begins[] = {places.ids,   places.positions, places.sequences,  places.logit_rows, places.singles,
+                            places.tiles, places.rules,     places.page_table, places.total};
+  const int64_t sizes[] = {130, 130, 130, 3, 2, 18, 3 * 8, 7 * 16};
   for (size_t i = 0; i < std::size(sizes); ++i) {
     EXPECT_EQ(begins[i] % 64, 0);
     EXPECT_LE(begins[i] + sizes[i], begins[i + 1]) << i;
