@@ -54,6 +54,7 @@ DeviceDecoder::DeviceDecoder(const ModelConfig& config, const DeviceWeightsView&
       stream_(streams.main) {}
 
 Status DeviceDecoder::clear_counters(device::Stream stream) const {
+  QD_TRY_STATUS(device::fill(memory_.at<uint32_t>(parts_.router_arrivals), 0, parts_.router_arrivals.bytes, stream));
   return device::fill(memory_.at<int32_t>(parts_.attention_counters), 0, parts_.attention_counters.bytes, stream);
 }
 
@@ -95,6 +96,7 @@ Status DeviceDecoder::enqueue_blocks(const StepShape& shape) {
   QD_TRY_STATUS(enqueue_embedding(shape));
   QD_TRY_STATUS(show_update(Module::kEmbedding, memory_.at<uint16_t>(parts_.x), shape.num_tokens));
   update_is_pending_ = false;
+  pending_combine_ = {};
   for (layer_ = 0; layer_ < config_.num_layers; ++layer_) {
     QD_TRY_STATUS(enqueue_block(layer_, shape));
     update_is_pending_ = true;
@@ -104,7 +106,7 @@ Status DeviceDecoder::enqueue_blocks(const StepShape& shape) {
   return {};
 }
 
-// x += attention(norm(x)); the feed-forward's rows stay in `update` for the next norm.
+// x += attention(norm(x)); the feed-forward's rows stay in `update`, or where its experts left them, for the next norm.
 Status DeviceDecoder::enqueue_block(int64_t layer, const StepShape& shape) {
   const DeviceLayerView& weights = weights_.layers[static_cast<size_t>(layer)];
   const int64_t tokens = shape.num_tokens;
@@ -121,8 +123,11 @@ Status DeviceDecoder::enqueue_block(int64_t layer, const StepShape& shape) {
   QD_TRY_STATUS(enqueue_o(layer, shape, update));
   QD_TRY_STATUS(show_update(Module::kAttention, update, tokens));
   const bool dense_w4 = weights.dense && weights.dense->is_w4();
-  enqueue_norm(shape, weights.post_attention_norm, true, dense_w4, !dense_w4);
-  QD_TRY_STATUS(enqueue_feed_forward(layer, tokens));
+  FeedForwardForm form;
+  form.has_codes = dense_w4 || feed_forward_takes_codes(weights, tokens);
+  form.leaves_combine = observer_ == nullptr && !shard_.is_split();
+  enqueue_norm(shape, weights.post_attention_norm, true, form.has_codes, !dense_w4);
+  QD_TRY_STATUS(enqueue_feed_forward(layer, tokens, form));
   return weights.is_moe() ? show_moe_block(tokens) : Status();
 }
 
@@ -275,7 +280,11 @@ void DeviceDecoder::enqueue_norm(const StepShape& shape, const uint16_t* weight,
   norm.width = config_.hidden_size;
   norm.eps = static_cast<float>(config_.rms_norm_eps);
   norm.x = memory_.at<uint16_t>(parts_.x);
-  if (has_update) norm.update = memory_.at<uint16_t>(parts_.update);
+  if (has_update) {
+    norm.combine = pending_combine_;
+    if (norm.combine.rows == nullptr) norm.update = memory_.at<uint16_t>(parts_.update);
+    pending_combine_ = {};
+  }
   norm.weight = weight;
   if (weight != nullptr && plain) norm.normed = memory_.open<uint16_t>(parts_.normed, stream_);
   if (weight != nullptr && quantised) {
@@ -337,80 +346,6 @@ Status DeviceDecoder::enqueue_linear(const DeviceMatrix& matrix, const Input& in
   device::before_step("bf16_gemm", stream_);
   table_.bf16_gemm(gemm, stream_);
   return {};
-}
-
-// Rows of logits(), whole on every rank.
-Status DeviceDecoder::enqueue_head(const Input& input) {
-  const DeviceMatrix& head = weights_.lm_head;
-  const int64_t pitch = logits_pitch();
-  auto* const logits = memory_.open<float>(parts_.logits, stream_);
-  if (!shard_.is_split()) return enqueue_linear(head, input, {kernels::GemmOutput::kRowsF32, logits, pitch});
-  auto* const own = memory_.open<float>(parts_.own_logits, stream_);
-  QD_TRY_STATUS(enqueue_linear(head, input, {kernels::GemmOutput::kRowsF32, own, head.shape.n}));
-  ColumnGather columns;
-  columns.num_rows = input.num_rows;
-  columns.element_bytes = sizeof(float);
-  columns.ranges = shard_.vocabulary(config_.vocab_size);
-  columns.mine = own;
-  columns.gathered = memory_.open<uint8_t>(parts_.gathered, stream_);
-  columns.whole = logits;
-  columns.whole_pitch = pitch;
-  return gather_columns(columns, *ranks_.tensor, stream_);
-}
-
-Status DeviceDecoder::enqueue_logits(const StepShape& shape, int64_t first, int64_t count, StepObserver* observer) {
-  const DeviceMatrix& head = weights_.lm_head;
-  kernels::DeviceAddNorm norm;
-  norm.num_rows = count;
-  norm.width = config_.hidden_size;
-  norm.eps = static_cast<float>(config_.rms_norm_eps);
-  if (!shape.every_token_alone) norm.rows = ints(block_of(shape).logit_rows) + first;
-  // Row r is token r: the rows begin at `first` in the stream itself.
-  const int64_t skipped = shape.every_token_alone ? first * norm.width : 0;
-  norm.x = memory_.at<uint16_t>(parts_.x) + skipped;
-  if (update_is_pending_) norm.update = memory_.at<uint16_t>(parts_.update) + skipped;
-  norm.weight = weights_.final_norm;
-  const bool plain = !head.shape.is_w4 || observer != nullptr;
-  if (plain) norm.normed = memory_.open<uint16_t>(parts_.final_rows, stream_);
-  Input input{count, norm.normed, nullptr, nullptr};
-  if (head.shape.is_w4) {
-    norm.act = memory_.open<uint8_t>(parts_.final_act, stream_);
-    norm.act_pitch = moe::act_pitch(norm.width);
-    norm.act_scale = memory_.open<float>(parts_.final_scale, stream_);
-    input.act = norm.act;
-    input.act_scale = norm.act_scale;
-  }
-  device::before_step("final_norm", stream_);
-  table_.add_norm(norm, stream_);
-  QD_TRY_STATUS(show_final_norm(norm.normed, count, observer));
-  QD_TRY_STATUS(enqueue_head(input));
-  enqueue_choice(shape, first, count);
-  return {};
-}
-
-void DeviceDecoder::enqueue_choice(const StepShape& shape, int64_t first, int64_t count) {
-  if (shape.draws) {
-    kernels::DeviceSample draw;
-    draw.num_rows = count;
-    draw.vocab_size = config_.vocab_size;
-    draw.pitch = logits_pitch();
-    draw.logits = logits();
-    draw.rules = reinterpret_cast<const kernels::SampleRule*>(ints(block_of(shape).rules)) + first;
-    draw.token = tokens() + first;
-    draw.status = status();
-    device::before_step("sample", stream_);
-    table_.sample(draw, stream_);
-    return;
-  }
-  kernels::DeviceGreedy greedy;
-  greedy.num_rows = count;
-  greedy.vocab_size = config_.vocab_size;
-  greedy.pitch = logits_pitch();
-  greedy.logits = logits();
-  greedy.token = tokens() + first;
-  greedy.status = status();
-  device::before_step("greedy", stream_);
-  table_.greedy(greedy, stream_);
 }
 
 }  // namespace quadrille::model

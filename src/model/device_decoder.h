@@ -93,19 +93,32 @@ class DeviceDecoder {
     const float* weight = nullptr;
     float* shared = nullptr;  // room for the shared expert's partial rows
   };
-  Status combine_bf16(const DeviceLayerView& layer, const Bf16Rows& from);
+  Status combine_bf16(const DeviceLayerView& layer, const Bf16Rows& from, bool leaves_combine);
   Status combine_bf16_partial(const DeviceLayerView& layer, const Bf16Rows& from);
   const float* enqueue_shared_gate(const DeviceLayerView& layer, int64_t num_tokens);
   // `x` [num_rows, held columns of the matrix]: a sum over the ranks.
   Status enqueue_row_parallel(Module module, const DeviceMatrix& matrix, const moe::DeviceSplitRows& rows,
                               uint16_t* out);
-  Status enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num_tokens);
+  // What a feed-forward finds and leaves: whether the codes of its input are there beside the bf16 rows, and whether
+  // the combine of its experts is left to the next norm (pending_combine_; `update` is then not written).
+  struct FeedForwardForm {
+    bool has_codes = false;
+    bool leaves_combine = false;
+  };
+  static bool feed_forward_takes_codes(const DeviceLayerView& layer, int64_t num_tokens);
+  Status enqueue_feed_forward(int64_t layer, int64_t num_tokens, const FeedForwardForm& form);
+  Status enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num_tokens, const FeedForwardForm& form);
+  void enqueue_bf16_product(kernels::DeviceBf16Gemm gemm, const DeviceMatrix& matrix, const uint16_t* x, void* out,
+                            int64_t width);
   // `update`: added to the stream first, or null. `quantised`: the codes are wanted, `plain`: the bf16 rows.
   void enqueue_norm(const StepShape& shape, const uint16_t* weight, bool has_update, bool quantised, bool plain);
   Status enqueue_linear(const DeviceMatrix& matrix, const Input& input, const Output& output);
   Status enqueue_quantise(Module module, const uint16_t* x, int64_t num_rows, int64_t k, uint8_t* act,
                           float* act_scale);
-  void enqueue_router(const DeviceLayerView& layer, int64_t num_tokens);
+  kernels::DeviceRouterLogits open_router(const DeviceLayerView& layer, int64_t num_tokens);
+  Status enqueue_router(const DeviceLayerView& layer, int64_t num_tokens);
+  Status enqueue_bf16_routes(const DeviceLayerView& layer, const kernels::DeviceRouteTokens& route,
+                             const kernels::PlanRoutes& plan);
   // device_observe.cpp: nothing where nobody looks.
   Status show_projections(int64_t num_tokens);
   Status show_rows(Module module, const char* name, const uint16_t* rows, int64_t num_rows, int64_t width) const;
@@ -132,9 +145,10 @@ class DeviceDecoder {
   DeviceDecoderMemory given_;
   moe::DeviceStreams streams_;
   device::Stream stream_;
-  StepObserver* observer_ = nullptr;  // of the layers that are being enqueued
-  int64_t layer_ = -1;                // likewise
-  bool update_is_pending_ = false;    // the last feed-forward's rows are not in the stream yet
+  StepObserver* observer_ = nullptr;        // of the layers that are being enqueued
+  int64_t layer_ = -1;                      // likewise
+  bool update_is_pending_ = false;          // the last feed-forward's rows are not in the stream yet
+  kernels::DeviceCombine pending_combine_;  // rows not null: nor are they combined; else they are in `update`
 };
 
 }  // namespace quadrille::model

@@ -6,29 +6,56 @@
 
 namespace quadrille::model {
 
-void DeviceDecoder::enqueue_router(const DeviceLayerView& layer, int64_t num_tokens) {
+kernels::DeviceRouterLogits DeviceDecoder::open_router(const DeviceLayerView& layer, int64_t num_tokens) {
   auto* logits = memory_.open<float>(parts_.router_logits, stream_);
-  device::before_step("router_logits", stream_);
-  table_.router_logits(
-      {num_tokens, config_.router.num_experts, config_.hidden_size, false, input_rows(), layer.router, logits},
-      stream_);
+  return {num_tokens, config_.router.num_experts, config_.hidden_size, false, input_rows(), layer.router, logits};
 }
 
-// normed -> update.
-Status DeviceDecoder::enqueue_feed_forward(int64_t index, int64_t num_tokens) {
+Status DeviceDecoder::enqueue_router(const DeviceLayerView& layer, int64_t num_tokens) {
+  const kernels::DeviceRouterLogits logits = open_router(layer, num_tokens);
+  device::before_step("router_logits", stream_);
+  table_.router_logits(logits, stream_);
+  return show_router(num_tokens);
+}
+
+// Of few tokens route_and_plan copies them to the slots; a shared expert reads them as they are.
+bool DeviceDecoder::feed_forward_takes_codes(const DeviceLayerView& layer, int64_t num_tokens) {
+  return layer.moe.has_value() && (num_tokens <= kernels::kMostGatheredTokens || layer.moe->shared.has_value());
+}
+
+Status DeviceDecoder::enqueue_feed_forward(int64_t layer, int64_t num_tokens) {
+  return enqueue_feed_forward(layer, num_tokens, {});
+}
+
+// normed -> update, or rows that are not combined yet.
+Status DeviceDecoder::enqueue_feed_forward(int64_t index, int64_t num_tokens, const FeedForwardForm& form) {
   const DeviceLayerView& layer = weights_.layers[static_cast<size_t>(index)];
   if (!layer.is_moe()) {
     return enqueue_dense(Module::kMlp, *layer.dense, normed_input(num_tokens),
                          memory_.open<uint16_t>(parts_.update, stream_));
   }
-  enqueue_router(layer, num_tokens);
-  QD_TRY_STATUS(show_router(num_tokens));
-  if (!layer.moe) return enqueue_bf16_moe(layer, num_tokens);
+  if (!layer.moe) return enqueue_bf16_moe(layer, num_tokens, form);
   moe::DeviceBatch batch;
   batch.num_tokens = num_tokens;
   batch.x = input_rows();
-  batch.router_logits = memory_.at<float>(parts_.router_logits);
-  batch.out = memory_.open<uint16_t>(parts_.update, stream_);
+  if (observer_ != nullptr) {
+    QD_TRY_STATUS(enqueue_router(layer, num_tokens));
+    batch.router_logits = memory_.at<float>(parts_.router_logits);
+  } else {
+    batch.router_weight = layer.router;
+    batch.router_logits_out = open_router(layer, num_tokens).logits;
+    batch.arrivals = memory_.at<uint32_t>(parts_.router_arrivals);
+  }
+  if (form.has_codes) {
+    const Input input = normed_input(num_tokens);
+    batch.act = input.act;
+    batch.act_scale = input.act_scale;
+  }
+  if (form.leaves_combine) {
+    batch.combine = &pending_combine_;
+  } else {
+    batch.out = memory_.open<uint16_t>(parts_.update, stream_);
+  }
   DeviceStages stages(observer_, index, Module::kExperts);
   moe::DeviceLayerOptions options;
   options.observer = stages.get();
@@ -61,7 +88,47 @@ Status DeviceDecoder::enqueue_dense(Module module, const DeviceMlpView& mlp, con
   return show_rows(module, "gemm2_out", rows, input.num_rows, config_.hidden_size);
 }
 
-Status DeviceDecoder::enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num_tokens) {
+// Logits, choice and plan of bf16 experts.
+Status DeviceDecoder::enqueue_bf16_routes(const DeviceLayerView& layer, const kernels::DeviceRouteTokens& route,
+                                          const kernels::PlanRoutes& plan) {
+  const bool fits =
+      kernels::fits_route_and_plan(route.num_tokens, route.num_experts, route.top_k, config_.hidden_size) &&
+      reinterpret_cast<uintptr_t>(layer.router) % 16 == 0;
+  if (fits && observer_ == nullptr) {
+    kernels::RouteAndPlan problem;
+    problem.logits = open_router(layer, route.num_tokens);
+    problem.route = route;
+    problem.plan = plan;
+    problem.arrivals = memory_.at<uint32_t>(parts_.router_arrivals);
+    device::before_step("route_and_plan", stream_);
+    table_.route_and_plan(problem, stream_);
+    return {};
+  }
+  QD_TRY_STATUS(enqueue_router(layer, route.num_tokens));
+  device::before_step("route_tokens", stream_);
+  table_.route_tokens(route, stream_);
+  device::before_step("plan_routes", stream_);
+  table_.plan_routes(plan, stream_);
+  return {};
+}
+
+// One product over the tiles of `gemm`.
+void DeviceDecoder::enqueue_bf16_product(kernels::DeviceBf16Gemm gemm, const DeviceMatrix& matrix, const uint16_t* x,
+                                         void* out, int64_t width) {
+  gemm.n = matrix.shape.n;
+  gemm.k = matrix.shape.k;
+  gemm.weights = matrix.bf16;
+  gemm.expert_stride = gemm.n * gemm.k;
+  gemm.bias = gemm.output == kernels::GemmOutput::kActivated || ranks_.adds_bias() ? matrix.bias : nullptr;
+  gemm.x = x;
+  gemm.x_pitch = gemm.k;
+  gemm.out = out;
+  gemm.out_pitch = width;
+  device::before_step("bf16_gemm", stream_);
+  table_.bf16_gemm(gemm, stream_);
+}
+
+Status DeviceDecoder::enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num_tokens, const FeedForwardForm& form) {
   const moe::RouterRule& rule = config_.router;
   const Bf16MoeParts parts = plan_bf16_moe(config_, num_tokens, shard_.is_split());
   const moe::Workspace memory(memory_.at<void>(parts_.moe));
@@ -71,9 +138,6 @@ Status DeviceDecoder::enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num
   route.logits = memory_.at<float>(parts_.router_logits);
   route.ids = memory.open<int32_t>(parts.ids, stream_);
   route.weights = memory.open<float>(parts.weights, stream_);
-  device::before_step("route_tokens", stream_);
-  table_.route_tokens(route, stream_);
-
   kernels::PlanRoutes plan;
   plan.num_tokens = num_tokens;
   plan.top_k = rule.top_k;
@@ -88,52 +152,29 @@ Status DeviceDecoder::enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num
   plan.max_tiles = kernels::max_route_tiles(routes, rule.num_experts, plan.tile_tokens);
   plan.scratch = memory.open<int32_t>(parts.scratch, stream_);
   plan.status = status();
-  device::before_step("plan_routes", stream_);
-  table_.plan_routes(plan, stream_);
+  QD_TRY_STATUS(enqueue_bf16_routes(layer, route, plan));
 
   const DeviceMlpView& mlp = *layer.experts;
   kernels::DeviceBf16Gemm gemm;
-  gemm.n = mlp.gate_up.shape.n;
-  gemm.k = mlp.gate_up.shape.k;
   gemm.num_experts = rule.num_experts;
   gemm.list.tiles = plan.tiles;
   gemm.list.num_tiles = plan.num_tiles;
   gemm.list.max_tiles = plan.max_tiles;
   gemm.tile_tokens = plan.tile_tokens;
-  gemm.weights = mlp.gate_up.bf16;
-  gemm.expert_stride = gemm.n * gemm.k;
-  gemm.bias = mlp.gate_up.bias;
-  gemm.x = input_rows();
-  gemm.x_pitch = gemm.k;
-  gemm.source_row = plan.route_of_slot;
-  gemm.source_divisor = rule.top_k;
-  gemm.output = kernels::GemmOutput::kActivated;
   gemm.numerics = numerics_;
-  auto* hidden = memory.open<uint16_t>(parts.hidden, stream_);
-  gemm.out = hidden;
-  gemm.out_pitch = mlp.width;
-  device::before_step("bf16_gemm", stream_);
-  table_.bf16_gemm(gemm, stream_);
-
-  gemm.n = mlp.down.shape.n;
-  gemm.k = mlp.down.shape.k;
-  gemm.weights = mlp.down.bf16;
-  gemm.expert_stride = gemm.n * gemm.k;
-  gemm.bias = mlp.down.bias;
-  gemm.x = hidden;
-  gemm.x_pitch = gemm.k;
-  gemm.source_row = nullptr;
-  gemm.source_divisor = 1;
-  void* const rows = memory.open<uint8_t>(parts.rows, stream_);
   gemm.output = shard_.is_split() ? kernels::GemmOutput::kRowsF32 : kernels::GemmOutput::kRowsBf16;
-  if (!ranks_.adds_bias()) gemm.bias = nullptr;
-  gemm.out = rows;
-  gemm.out_pitch = config_.hidden_size;
-  device::before_step("bf16_gemm", stream_);
-  table_.bf16_gemm(gemm, stream_);
+  kernels::DeviceBf16Gemm first = gemm;
+  first.source_row = plan.route_of_slot;
+  first.source_divisor = rule.top_k;
+  first.output = kernels::GemmOutput::kActivated;
+  auto* hidden = memory.open<uint16_t>(parts.hidden, stream_);
+  enqueue_bf16_product(first, mlp.gate_up, input_rows(), hidden, mlp.width);
+  void* const rows = memory.open<uint8_t>(parts.rows, stream_);
+  enqueue_bf16_product(gemm, mlp.down, hidden, rows, config_.hidden_size);
   QD_TRY_STATUS(show_bf16_experts(plan, hidden, rows));
-  QD_TRY_STATUS(
-      combine_bf16(layer, {num_tokens, rows, plan.slot_of_route, route.weights, memory.at<float>(parts.shared)}));
+  QD_TRY_STATUS(combine_bf16(layer,
+                             {num_tokens, rows, plan.slot_of_route, route.weights, memory.at<float>(parts.shared)},
+                             form.leaves_combine));
   return show_rows(Module::kExperts, "out", output_rows(), num_tokens, config_.hidden_size);
 }
 
@@ -146,7 +187,7 @@ const float* DeviceDecoder::enqueue_shared_gate(const DeviceLayerView& layer, in
   return gate;
 }
 
-Status DeviceDecoder::combine_bf16(const DeviceLayerView& layer, const Bf16Rows& from) {
+Status DeviceDecoder::combine_bf16(const DeviceLayerView& layer, const Bf16Rows& from, bool leaves_combine) {
   if (shard_.is_split()) return combine_bf16_partial(layer, from);
   kernels::DeviceCombine combine;
   combine.num_tokens = from.num_tokens;
@@ -160,6 +201,10 @@ Status DeviceDecoder::combine_bf16(const DeviceLayerView& layer, const Bf16Rows&
     QD_TRY_STATUS(enqueue_dense(Module::kShared, *layer.shared, normed_input(from.num_tokens), shared));
     combine.shared = shared;
     combine.shared_gate = enqueue_shared_gate(layer, from.num_tokens);
+  }
+  if (leaves_combine) {
+    pending_combine_ = combine;
+    return {};
   }
   combine.out = memory_.open<uint16_t>(parts_.update, stream_);
   device::before_step("combine", stream_);

@@ -36,20 +36,37 @@ Status check_shared(const DeviceMoeLayer& layer) {
   return {};
 }
 
+namespace {
+
+Status check_router_of_batch(const DeviceBatch& batch) {
+  if (batch.router_logits != nullptr || batch.topk_ids != nullptr || batch.topk_weights != nullptr) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "expected a router weight or finished logits or top-k ids, found two of them: leave one null");
+  }
+  QD_TRY_STATUS(check_pointer(batch.router_weight, 2, "router weight"));
+  QD_TRY_STATUS(check_pointer(batch.router_logits_out, 4, "room for the router's logits"));
+  return check_pointer(batch.arrivals, 4, "a word for the router's arrivals");
+}
+
+}  // namespace
+
 Status check_batch(const DeviceBatch& batch) {
   QD_TRY_STATUS(check_pointer(batch.x, 16, "x"));
-  QD_TRY_STATUS(check_pointer(batch.out, 16, "out"));
+  if (batch.combine == nullptr) QD_TRY_STATUS(check_pointer(batch.out, 16, "out"));
+  if (batch.act != nullptr) {
+    QD_TRY_STATUS(check_pointer(batch.act, 16, "act"));
+    QD_TRY_STATUS(check_pointer(batch.act_scale, 4, "activation scales"));
+  }
+  if (batch.router_weight != nullptr) return check_router_of_batch(batch);
   if (batch.router_logits != nullptr) {
     if (batch.topk_ids != nullptr || batch.topk_weights != nullptr) {
       return make_error(ErrorCode::kInvalidArgument,
                         "expected router logits or top-k ids with weights, found both: leave one of them null");
     }
-    QD_TRY_STATUS(check_pointer(batch.router_logits, 4, "router logits"));
-  } else {
-    QD_TRY_STATUS(check_pointer(batch.topk_ids, 4, "top-k ids (where there are no router logits)"));
-    QD_TRY_STATUS(check_pointer(batch.topk_weights, 4, "top-k weights"));
+    return check_pointer(batch.router_logits, 4, "router logits");
   }
-  return {};
+  QD_TRY_STATUS(check_pointer(batch.topk_ids, 4, "top-k ids (where there are no router logits)"));
+  return check_pointer(batch.topk_weights, 4, "top-k weights");
 }
 
 int64_t expected_rows(const DeviceMoeLayer& layer, int64_t num_tokens) {
@@ -57,68 +74,6 @@ int64_t expected_rows(const DeviceMoeLayer& layer, int64_t num_tokens) {
   if (layer.expert_map == nullptr) return routes;
   const int64_t here = layer.experts.gate_up.num_experts;
   return std::min(routes, (routes * here + layer.rule.num_experts - 1) / layer.rule.num_experts);
-}
-
-kernels::DeviceRouteTokens route_problem(const RouterRule& rule, int64_t num_tokens) {
-  kernels::DeviceRouteTokens route;
-  route.scoring = rule.scoring;
-  route.num_tokens = num_tokens;
-  route.num_experts = rule.num_experts;
-  route.top_k = rule.top_k;
-  route.renormalise = rule.renormalise;
-  route.renorm_epsilon = rule.renorm_epsilon;
-  route.routed_scaling = rule.routed_scaling;
-  route.num_groups = rule.num_groups;
-  route.groups_kept = rule.groups_kept;
-  return route;
-}
-
-DeviceRoutes enqueue_router(const DeviceCall& call) {
-  const DeviceBatch& batch = call.batch;
-  if (batch.router_logits == nullptr) return {batch.topk_ids, batch.topk_weights};
-  const device::Stream stream = call.streams.main;
-  kernels::DeviceRouteTokens route = route_problem(call.layer.rule, batch.num_tokens);
-  route.logits = batch.router_logits;
-  route.correction_bias = call.layer.correction_bias;
-  route.ids = call.workspace.open<int32_t>(call.parts.ids, stream);
-  route.weights = call.workspace.open<float>(call.parts.weights, stream);
-  device::before_step("route_tokens", stream);
-  call.table.route_tokens(route, stream);
-  return {route.ids, route.weights};
-}
-
-void enqueue_plan(const DeviceCall& call, const PlanInput& input, const GemmConfigs& configs, TileList (&lists)[2]) {
-  const device::Stream stream = call.streams.main;
-  kernels::PlanRoutes plan;
-  plan.num_tokens = input.num_tokens;
-  plan.top_k = call.layer.rule.top_k;
-  plan.num_experts = call.layer.experts.gate_up.num_experts;
-  plan.ids = input.ids;
-  plan.expert_map = input.map;
-  plan.map_size = input.map_size;
-  plan.offsets = call.workspace.open<int32_t>(call.parts.offsets, stream);
-  plan.route_of_slot = call.workspace.open<int32_t>(call.parts.route_of_slot, stream);
-  plan.slot_of_route = input.slot_of_route != nullptr ? input.slot_of_route
-                                                      : call.workspace.open<int32_t>(call.parts.slot_of_route, stream);
-  plan.scratch = call.workspace.open<int32_t>(call.parts.scratch, stream);
-  plan.status = call.status;
-  const int64_t tokens[2] = {configs.first_tokens, configs.second_tokens};
-  for (int i = 0; i < 2; ++i) {
-    if (i == 1 && configs.one_list()) {
-      lists[1] = lists[0];
-      break;
-    }
-    plan.tile_tokens = tokens[i];
-    plan.tiles = call.workspace.open<kernels::TokenTile>(call.parts.lists.tiles[i], stream);
-    plan.num_tiles = call.workspace.open<int32_t>(call.parts.lists.count[i], stream);
-    plan.max_tiles = kernels::max_route_tiles(plan.num_tokens * plan.top_k, plan.num_experts, tokens[i]);
-    // The second list comes with a second, equal sort.
-    device::before_step("plan_routes", stream);
-    call.table.plan_routes(plan, stream);
-    lists[i].tiles = plan.tiles;
-    lists[i].num_tiles = plan.num_tiles;
-    lists[i].max_tiles = plan.max_tiles;
-  }
 }
 
 Absmax open_absmax(const DeviceCall& call) {
@@ -148,11 +103,16 @@ Result<SharedExpert> enqueue_shared(const DeviceCall& call, const GemmConfigs& c
   quantize.num_tokens = num_tokens;
   quantize.k = mlp.hidden;
   quantize.act_pitch = act_pitch(mlp.hidden);
-  quantize.x = call.batch.x;
-  quantize.act = call.workspace.open<uint8_t>(call.parts.shared.act, main);
-  quantize.act_scale = call.workspace.open<float>(call.parts.shared.act_scale, main);
-  device::before_step("quantize_shared", main);
-  call.table.quantize_tokens(quantize, main);
+  MlpInput input{num_tokens, call.batch.act, quantize.act_pitch, call.batch.act_scale};
+  if (input.act == nullptr) {
+    quantize.x = call.batch.x;
+    quantize.act = call.workspace.open<uint8_t>(call.parts.shared.act, main);
+    quantize.act_scale = call.workspace.open<float>(call.parts.shared.act_scale, main);
+    device::before_step("quantize_shared", main);
+    call.table.quantize_tokens(quantize, main);
+    input.act = quantize.act;
+    input.scale = quantize.act_scale;
+  }
   if (beside) QD_TRY_STATUS(device::hand_over(HandOver::kSharedBegins, call.streams.shared_begins, main, stream));
 
   SharedExpert out;
@@ -164,7 +124,6 @@ Result<SharedExpert> enqueue_shared(const DeviceCall& call, const GemmConfigs& c
     out.gate = gate;
   }
   const TileList list = single_list(num_tokens);
-  const MlpInput input{num_tokens, quantize.act, quantize.act_pitch, quantize.act_scale};
   out.call.emplace(MlpCall{call.table,
                            mlp,
                            call.layer.ranks,

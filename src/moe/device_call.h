@@ -34,7 +34,7 @@ struct DeviceRoutes {
   const int32_t* ids = nullptr;
   const float* weights = nullptr;
 };
-// Those of the batch, or what the router makes of its logits.
+// Those of the batch, or what the router makes of its logits, or of its weight.
 DeviceRoutes enqueue_router(const DeviceCall& call);
 
 // Sorts the routes `ids` [num_tokens, top_k] (through `map`, where it is not null) and fills a tile list for each
@@ -48,6 +48,15 @@ struct PlanInput {
 };
 void enqueue_plan(const DeviceCall& call, const PlanInput& input, const GemmConfigs& configs,
                   kernels::TileList (&lists)[2]);
+
+// Routes and plan of a call whose experts are all behind one map: in one launch where it has the router's weight and
+// few tokens. has_rows: the rows of the slots are quantised, too.
+struct RoutedRows {
+  DeviceRoutes routes;
+  kernels::TileList lists[2];
+  bool has_rows = false;
+};
+RoutedRows enqueue_routes(const DeviceCall& call, const GemmConfigs& configs);
 
 // The absmax of the rows of h that ranks exchange: those of the routes, then those of the shared expert.
 struct Absmax {

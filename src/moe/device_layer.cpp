@@ -16,30 +16,43 @@ namespace {
 using device::HandOver;
 using kernels::TileList;
 
-// The routed experts up to h.
-MlpCall enqueue_experts(const DeviceCall& call, const DeviceRoutes& routes, const GemmConfigs& configs, float* absmax) {
+// The rows of every slot, quantised.
+MlpInput enqueue_slots(const DeviceCall& call, const RoutedRows& routed) {
   const device::Stream stream = call.streams.main;
   const DeviceMlp& mlp = call.layer.experts;
-  TileList lists[2];
-  const int32_t* map = call.layer.expert_map;
-  enqueue_plan(call,
-               {call.batch.num_tokens, routes.ids, map, map != nullptr ? call.layer.rule.num_experts : 0, nullptr},
-               configs, lists);
   kernels::QuantizeTokens quantize;
   quantize.num_tokens = call.batch.num_tokens;
   quantize.top_k = call.layer.rule.top_k;
   quantize.k = mlp.hidden;
   quantize.act_pitch = act_pitch(mlp.hidden);
-  quantize.x = call.batch.x;
-  quantize.slot_of_route = call.workspace.at<int32_t>(call.parts.slot_of_route);
-  quantize.route_weight = call.layer.rule.weight_on_input ? routes.weights : nullptr;
-  quantize.act = call.workspace.open<uint8_t>(call.parts.experts.act, stream);
-  quantize.act_scale = call.workspace.open<float>(call.parts.experts.act_scale, stream);
-  device::before_step("quantize_tokens", stream);
-  call.table.quantize_tokens(quantize, stream);
-  const MlpInput input{quantize.num_tokens * quantize.top_k, quantize.act, quantize.act_pitch, quantize.act_scale};
-  MlpCall mlp_call{call.table,         mlp,    call.layer.ranks, input, {lists[0], lists[1]}, configs, call.workspace,
-                   call.parts.experts, stream, call.watch};
+  if (!routed.has_rows) {
+    quantize.x = call.batch.x;
+    quantize.slot_of_route = call.workspace.at<int32_t>(call.parts.slot_of_route);
+    quantize.route_weight = call.layer.rule.weight_on_input ? routed.routes.weights : nullptr;
+    quantize.act = call.workspace.open<uint8_t>(call.parts.experts.act, stream);
+    quantize.act_scale = call.workspace.open<float>(call.parts.experts.act_scale, stream);
+    device::before_step("quantize_tokens", stream);
+    call.table.quantize_tokens(quantize, stream);
+  }
+  return {quantize.num_tokens * quantize.top_k, call.workspace.at<uint8_t>(call.parts.experts.act), quantize.act_pitch,
+          call.workspace.at<float>(call.parts.experts.act_scale)};
+}
+
+// The routed experts up to h.
+MlpCall enqueue_experts(const DeviceCall& call, const RoutedRows& routed, const GemmConfigs& configs, float* absmax) {
+  const DeviceMlp& mlp = call.layer.experts;
+  const MlpInput input = enqueue_slots(call, routed);
+  MlpCall mlp_call{call.table,
+                   mlp,
+                   call.layer.ranks,
+                   input,
+                   {routed.lists[0], routed.lists[1]},
+                   configs,
+                   call.workspace,
+                   call.parts.experts,
+                   call.streams.main,
+                   call.watch};
+  mlp_call.list_is_older = !routed.has_rows;
   // Slots come first; how many there are is behind the last expert's.
   enqueue_up(mlp_call, absmax, call.workspace.at<int32_t>(call.parts.offsets) + mlp.gate_up.num_experts);
   return mlp_call;
@@ -69,6 +82,10 @@ Problem combine_problem(const DeviceCall& call, const DeviceRoutes& routes, cons
 
 Status enqueue_combine(const DeviceCall& call, const DeviceRoutes& routes, const Rows& rows) {
   const device::Stream stream = call.streams.main;
+  if (call.batch.combine != nullptr) {
+    *call.batch.combine = combine_problem<kernels::DeviceCombine>(call, routes, rows, call.batch.out);
+    return {};
+  }
   if (!call.layer.ranks.is_split()) {
     device::before_step("combine", stream);
     call.table.combine(combine_problem<kernels::DeviceCombine>(call, routes, rows, call.batch.out), stream);
@@ -79,6 +96,12 @@ Status enqueue_combine(const DeviceCall& call, const DeviceRoutes& routes, const
   call.table.combine_partial(combine_problem<kernels::DeviceCombinePartial>(call, routes, rows, partial), stream);
   const int64_t count = call.batch.num_tokens * call.layer.experts.hidden;
   return enqueue_sum(call.table, call.layer.ranks, partial, count, call.batch.out, stream);
+}
+
+Status check_combine(const DeviceMoeLayer& layer, const DeviceBatch& batch, const DeviceLayerOptions& options) {
+  if (batch.combine == nullptr || (!layer.ranks.is_split() && options.observer == nullptr)) return {};
+  return make_error(ErrorCode::kInvalidArgument,
+                    "a combine that is left to the caller, and tensor-parallel ranks or an observer, who need it here");
 }
 
 }  // namespace
@@ -102,6 +125,7 @@ Status run_device_layer(const kernels::DeviceTable& table, const DeviceMoeLayer&
   QD_TRY_STATUS(check_streams(streams, layer.shared.has_value()));
   if (batch.num_tokens == 0) return {};
   QD_TRY_STATUS(check_batch(batch));
+  QD_TRY_STATUS(check_combine(layer, batch, options));
   QD_TRY_STATUS(check_mlp_memory(layer.experts, "experts"));
   if (layer.shared) QD_TRY_STATUS(check_mlp_memory(*layer.shared, "shared expert"));
   DeviceLayerWatch watch(options.observer);
@@ -130,8 +154,8 @@ Status run_device_layer(const kernels::DeviceTable& table, const DeviceMoeLayer&
   // With nothing to wait for the shared expert is enqueued to its end.
   const bool agrees = layer.ranks.agrees_scale();
   if (shared.call && !agrees) rows.shared = enqueue_down(*shared.call);
-  const DeviceRoutes routes = enqueue_router(call);
-  const MlpCall experts = enqueue_experts(call, routes, configs, absmax.routes);
+  const RoutedRows routed = enqueue_routes(call, configs);
+  const MlpCall experts = enqueue_experts(call, routed, configs, absmax.routes);
   if (agrees) {
     QD_TRY_STATUS(exchange_absmax(call, absmax));
     if (shared.call) rows.shared = enqueue_down(*shared.call, absmax.shared);
@@ -140,7 +164,7 @@ Status run_device_layer(const kernels::DeviceTable& table, const DeviceMoeLayer&
   if (runs_beside(call)) {
     QD_TRY_STATUS(device::hand_over(HandOver::kSharedEnds, streams.shared_ends, streams.side, streams.main));
   }
-  QD_TRY_STATUS(enqueue_combine(call, routes, rows));
+  QD_TRY_STATUS(enqueue_combine(call, routed.routes, rows));
   return call.watch != nullptr ? watch.tell(call) : Status();
 }
 

@@ -76,14 +76,24 @@ struct DeviceLayerOptions {
   LayerObserver* observer = nullptr;
 };
 
-// One call's tensors, all on the device.
+// One call's tensors, all on the device. Routes come as router logits, as ids and weights, or as the router's weight,
+// by which the layer makes the logits itself (few tokens: in the launch that also chooses and plans).
 struct DeviceBatch {
   int64_t num_tokens = 0;
-  const uint16_t* x = nullptr;           // [num_tokens, hidden] bf16, 16-byte aligned
-  const float* router_logits = nullptr;  // [num_tokens, rule.num_experts]; or, where null:
-  const int32_t* topk_ids = nullptr;     // [num_tokens, top_k] experts of the router, -1: nowhere
-  const float* topk_weights = nullptr;   // [num_tokens, top_k]
-  uint16_t* out = nullptr;               // [num_tokens, hidden] bf16
+  const uint16_t* x = nullptr;              // [num_tokens, hidden] bf16, 16-byte aligned
+  const float* router_logits = nullptr;     // [num_tokens, rule.num_experts]; or, where null:
+  const int32_t* topk_ids = nullptr;        // [num_tokens, top_k] experts of the router, -1: nowhere
+  const float* topk_weights = nullptr;      // [num_tokens, top_k]
+  uint16_t* out = nullptr;                  // [num_tokens, hidden] bf16
+  const uint16_t* router_weight = nullptr;  // [rule.num_experts, hidden] bf16, best on 16 bytes; needs the next two:
+  float* router_logits_out = nullptr;       // out [num_tokens, rule.num_experts]
+  uint32_t* arrivals = nullptr;  // [kernels::kRouteArrivals] 0 before a call and behind it, of no other in flight
+  // x as codes with their scales (the bytes of quantize_tokens), where the caller has them; or null.
+  const uint8_t* act = nullptr;      // [num_tokens, hidden rounded up to 128] e4m3, zeros behind the row
+  const float* act_scale = nullptr;  // [num_tokens]
+  // Not null: the combine is the caller's (DeviceAddNorm::combine), who finds its problem here. What it reads stays
+  // until the next call with this workspace; `out` is not written. Not with tensor-parallel ranks.
+  kernels::DeviceCombine* combine = nullptr;
 };
 
 // Rows that were sent here by others, already quantised: expert e has rows [0, masked_m[e]) of its max_m.

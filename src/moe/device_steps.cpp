@@ -119,6 +119,7 @@ void enqueue_up(const MlpCall& call, float* absmax, const int32_t* num_rows_ther
   first.activation = mlp.activation;
   first.out = hidden;
   first.out_pitch = mlp.width;
+  first.list_is_older = call.list_is_older;
   device::before_step("gemm1", call.stream);
   call.table.w4a8_gemm(first, call.stream);
   if (absmax != nullptr) {
@@ -140,6 +141,7 @@ void* enqueue_down(const MlpCall& call, const float* absmax, void* rows) {
   quantize.act_scale = call.workspace.open<float>(call.parts.second_scale, stream);
   quantize.offset = mlp.down_offset;
   quantize.absmax = absmax;
+  quantize.list_is_older = true;  // the first product read it
   device::before_step("quantize_hidden", stream);
   call.table.quantize_listed(quantize, stream);
 
@@ -151,6 +153,7 @@ void* enqueue_down(const MlpCall& call, const float* absmax, void* rows) {
   second.act_scale = quantize.act_scale;
   second.out = out;
   second.out_pitch = mlp.hidden;
+  second.list_is_older = true;
   set_row_parallel(call.ranks, &second);
   device::before_step("gemm2", stream);
   call.table.w4a8_gemm(second, stream);

@@ -53,6 +53,7 @@ struct MlpCall {
   // Is told of both halves (null: nobody looks). Every stage that it reads is then to be in its own part.
   DeviceLayerWatch* watch = nullptr;
   bool is_shared = false;
+  bool list_is_older = false;  // than the step in front of the first product
 };
 
 // GEMM1 with activation. `absmax` [num_rows] or null: where the absmax of each row of h goes; rows from

@@ -109,13 +109,15 @@ struct DeviceRouteTokens {
   float* weights = nullptr;                // out [num_tokens, top_k]
 };
 
-// router_logits, route_tokens and plan_routes of few tokens in one launch: same rules, same bits. The last CTA that has
-// made its logits chooses and plans. The rows of x and of the weight lie on 16 bytes.
+// router_logits, route_tokens and plan_routes of few tokens in one launch: same rules, same bits. The last CTAs that have
+// made their logits choose and plan. The rows of x and of the weight lie on 16 bytes.
+inline constexpr int64_t kRouteArrivals = 32;
 struct RouteAndPlan {
   DeviceRouterLogits logits;  // without the sigmoid
   DeviceRouteTokens route;    // of these logits
   PlanRoutes plan;            // of these ids; its scratch is not used
-  // [1]: 0 before the launch and behind it. Launches that may be in flight together have words of their own.
+  // [kRouteArrivals]: 0 before the launch and behind it. Launches that may be in flight together have words of their
+  // own.
   uint32_t* arrivals = nullptr;
   // x as codes with their scales (the bytes of quantize_tokens), to be copied to the row of every slot; or null. For at
   // most kMostGatheredTokens tokens.

@@ -120,10 +120,10 @@ TEST_F(DeviceDecoderTest, ABlockOfAQuantisedModel) {
   open("olmoe_clip/w4a8-g64");
   ASSERT_TRUE(decoder->enqueue_layers(decode_shape(4)).ok());
   const std::vector<std::string> names = record_.names();
-  // The attention makes the codes of o's input.
-  const std::vector<std::string> block = {
-      "add_norm",     "gemm2",       "split_heads",     "attention", "gemm2",           "add_norm", "router_logits",
-      "route_tokens", "plan_routes", "quantize_tokens", "gemm1",     "quantize_listed", "gemm2",    "combine"};
+  // The attention makes the codes of o's input, the norms the products' and, for few tokens, the slots'; what the
+  // experts give is combined where the next norm reads it.
+  const std::vector<std::string> block = {"add_norm", "gemm2",          "split_heads", "attention",       "gemm2",
+                                          "add_norm", "route_and_plan", "gemm1",       "quantize_listed", "gemm2"};
   std::vector<std::string> expected = {"embed"};
   for (int64_t l = 0; l < config.num_layers; ++l) expected.insert(expected.end(), block.begin(), block.end());
   EXPECT_EQ(names, expected);
@@ -142,8 +142,11 @@ TEST_F(DeviceDecoderTest, ResidualSumsAreMadeByTheNextNorm) {
   ASSERT_TRUE(decoder->enqueue_logits(shape, 0, 2).ok());
   ASSERT_EQ(seen.norms.size(), static_cast<size_t>(2 * config.num_layers + 1));
   EXPECT_EQ(seen.norms[0].update, nullptr);
+  EXPECT_EQ(seen.norms[0].combine.rows, nullptr);
   for (size_t i = 1; i < seen.norms.size(); ++i) {
-    EXPECT_NE(seen.norms[i].update, nullptr) << i;
+    const bool of_experts = i % 2 == 0 && view.layers[i / 2 - 1].is_moe();
+    EXPECT_EQ(seen.norms[i].combine.rows != nullptr, of_experts) << i;
+    EXPECT_EQ(seen.norms[i].update == nullptr, of_experts) << i;
     EXPECT_EQ(seen.norms[i].x, seen.norms[0].x);
     EXPECT_NE(seen.norms[i].weight, nullptr);
   }
@@ -154,6 +157,24 @@ TEST_F(DeviceDecoderTest, ResidualSumsAreMadeByTheNextNorm) {
   EXPECT_EQ(seen.greedy[0].num_rows, 2);
   EXPECT_EQ(seen.greedy[0].vocab_size, config.vocab_size);
   EXPECT_EQ(seen.greedy[0].token, decoder->tokens());
+}
+
+TEST_F(DeviceDecoderTest, LogitsOfLaterRowsCombineTheirOwn) {
+  open("qwen2_moe/w4a8-g64");
+  const StepShape shape = decode_shape(8);
+  ASSERT_TRUE(decoder->enqueue_layers(shape).ok());
+  ASSERT_TRUE(decoder->enqueue_logits(shape, 0, 4).ok());
+  ASSERT_TRUE(decoder->enqueue_logits(shape, 4, 4).ok());
+  ASSERT_TRUE(view.layers.back().is_moe());
+  const kernels::DeviceAddNorm& first = *(seen.norms.end() - 2);
+  const kernels::DeviceAddNorm& second = seen.norms.back();
+  const int64_t k = config.router.top_k, width = config.hidden_size;
+  EXPECT_EQ(second.x, first.x + 4 * width);
+  EXPECT_EQ(second.combine.rows, first.combine.rows);
+  EXPECT_EQ(second.combine.slot, first.combine.slot + 4 * k);
+  EXPECT_EQ(second.combine.weight, first.combine.weight + 4 * k);
+  EXPECT_EQ(second.combine.shared, first.combine.shared + 4 * width);
+  EXPECT_EQ(second.combine.shared_gate, first.combine.shared_gate + 4);
 }
 
 TEST_F(DeviceDecoderTest, LayersHaveTheirOwnPages) {
@@ -196,9 +217,13 @@ TEST_F(DeviceDecoderTest, UnquantisedExpertsGoThroughThePlan) {
   EXPECT_EQ(first->source_row, record_.plans[0].route_of_slot);
   EXPECT_EQ(first->source_divisor, config.router.top_k);
   EXPECT_EQ((first + 1)->x, first->out);
-  EXPECT_EQ(record_.combined[0].rows, (first + 1)->out);
-  EXPECT_NE(record_.combined[0].shared, nullptr);
-  EXPECT_NE(record_.combined[0].shared_gate, nullptr);
+  EXPECT_TRUE(record_.combined.empty());
+  const auto norm = std::find_if(seen.norms.begin(), seen.norms.end(),
+                                 [](const kernels::DeviceAddNorm& p) { return p.combine.rows != nullptr; });
+  ASSERT_NE(norm, seen.norms.end());
+  EXPECT_EQ(norm->combine.rows, (first + 1)->out);
+  EXPECT_NE(norm->combine.shared, nullptr);
+  EXPECT_NE(norm->combine.shared_gate, nullptr);
 }
 
 // The embedding, o_proj and the experts are sums over the ranks; rows that are split have one scale.

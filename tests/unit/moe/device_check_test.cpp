@@ -84,6 +84,7 @@ TEST_F(DeviceChecks, PointersAndAlignment) {
   expect_refused([&] { batch.topk_ids = nullptr; }, kInvalid, "top-k ids");
   expect_refused([&] { batch.topk_weights = nullptr; }, kInvalid, "top-k weights");
   expect_refused([&] { batch.router_logits = far<float>(7); }, kInvalid, "found both");
+  expect_refused([&] { batch.router_weight = far<uint16_t>(7); }, kInvalid, "found two of them");
   expect_refused([&] { layer.experts.gate_up.weights = nullptr; }, kInvalid, "experts: gate_up: weights: a null");
   expect_refused([&] { layer.experts.down.weights += 64; }, kInvalid, "a multiple of 128");
   expect_refused([&] { layer.experts.down.expert_stride -= 128; }, kInvalid, "expert stride of at least");

@@ -43,6 +43,84 @@ TEST_F(DeviceLayerTest, RouterRunsOnLogits) {
   EXPECT_EQ(record.routed[0].correction_bias, layer.correction_bias);
 }
 
+class RouterWeightTest : public DeviceLayerTest {
+ protected:
+  RouterWeightTest() {
+    batch.topk_ids = nullptr;
+    batch.topk_weights = nullptr;
+    batch.router_weight = far<uint16_t>(40);
+    batch.router_logits_out = far<float>(41);
+    batch.arrivals = far<uint32_t>(42);
+  }
+};
+
+TEST_F(RouterWeightTest, FewTokensAreRoutedAndPlannedAtOnce) {
+  ASSERT_TRUE(run());
+  EXPECT_THAT(record.names(),
+              ElementsAre("route_and_plan", "quantize_tokens", "gemm1", "quantize_listed", "gemm2", "combine"));
+  expect_in_bounds();
+  expect_reads_find_their_writers();
+  const kernels::RouteAndPlan& p = record.routed_at_once[0];
+  EXPECT_EQ(p.logits.weight, batch.router_weight);
+  EXPECT_EQ(p.logits.logits, batch.router_logits_out);
+  EXPECT_EQ(p.route.logits, p.logits.logits);
+  EXPECT_EQ(p.plan.ids, p.route.ids);
+  EXPECT_EQ(p.arrivals, batch.arrivals);
+  EXPECT_EQ(p.act, nullptr);
+  EXPECT_EQ(record.combined[0].weight, p.route.weights);
+  EXPECT_TRUE(record.gemms[0].list_is_older);
+  EXPECT_TRUE(record.quantized_listed[0].list_is_older);
+  EXPECT_TRUE(record.gemms[1].list_is_older);
+}
+
+TEST_F(RouterWeightTest, CodesThatAreThereGoToTheSlots) {
+  batch.num_tokens = kernels::kMostGatheredTokens;
+  batch.act = far<uint8_t>(43);
+  batch.act_scale = far<float>(44);
+  layer.shared = make_mlp(1, 256, 384, 30);
+  ASSERT_TRUE(run());
+  EXPECT_THAT(record.names(), ElementsAre("gemm1", "quantize_listed", "gemm2", "route_and_plan", "gemm1",
+                                          "quantize_listed", "gemm2", "combine"));
+  expect_in_bounds();
+  expect_reads_find_their_writers();
+  EXPECT_EQ(record.gemms[0].act, batch.act);
+  EXPECT_EQ(record.gemms[2].act, record.routed_at_once[0].slot_act);
+  EXPECT_EQ(record.gemms[2].act_scale, record.routed_at_once[0].slot_scale);
+  EXPECT_FALSE(record.gemms[2].list_is_older) << "the step in front of it writes the list";
+  EXPECT_TRUE(record.gemms[3].list_is_older);
+}
+
+TEST_F(RouterWeightTest, ManyTokensAndWeightsOnTheInputTakeTheSteps) {
+  batch.num_tokens = kernels::kMostFusedTokens + 1;
+  ASSERT_TRUE(run());
+  EXPECT_THAT(record.names(), ElementsAre("router_logits", "route_tokens", "plan_routes", "quantize_tokens", "gemm1",
+                                          "quantize_listed", "gemm2", "combine"));
+  expect_in_bounds();
+  expect_reads_find_their_writers();
+  record = {};
+  batch.num_tokens = 2;
+  batch.act = far<uint8_t>(43);
+  batch.act_scale = far<float>(44);
+  layer.rule.top_k = 1;
+  layer.rule.weight_on_input = true;
+  ASSERT_TRUE(run());
+  EXPECT_EQ(record.names()[1], "quantize_tokens") << "its codes are of weighted rows";
+  EXPECT_EQ(record.routed_at_once[0].act, nullptr);
+}
+
+TEST_F(RouterWeightTest, TheCombineIsLeftToTheCaller) {
+  kernels::DeviceCombine combine;
+  batch.combine = &combine;
+  batch.out = nullptr;
+  ASSERT_TRUE(run());
+  EXPECT_EQ(record.names().back(), "gemm2");
+  EXPECT_EQ(combine.rows, record.gemms[1].out);
+  EXPECT_EQ(combine.slot, record.plans[0].slot_of_route);
+  EXPECT_EQ(combine.weight, record.routed[0].weights);
+  EXPECT_EQ(combine.num_tokens, 33);
+  EXPECT_EQ(combine.width, 256);
+}
+
 TEST_F(DeviceLayerTest, RouterWeightOnTheInput) {
   layer.rule.top_k = 1;
   layer.rule.weight_on_input = true;

@@ -40,6 +40,7 @@ struct Recording {
   std::vector<kernels::QuantizeListed> quantized_listed;
   std::vector<kernels::RowAbsmax> absmax;
   std::vector<kernels::DeviceRouteTokens> routed;
+  std::vector<kernels::RouteAndPlan> routed_at_once;
   std::array<int32_t, 2> choice = {1, 1};  // by choose_w4a8's n: below 1000, others
   std::vector<std::string> names() const {
     std::vector<std::string> out;
@@ -69,6 +70,26 @@ inline void record_plan(const kernels::PlanRoutes& p, device::Stream stream) {
          {span_of(p.offsets, (p.num_experts + 1) * 4), span_of(p.route_of_slot, routes * 4),
           span_of(p.slot_of_route, routes * 4), span_of(p.tiles, p.max_tiles * 32), span_of(p.num_tiles, 4),
           span_of(p.scratch, kernels::plan_scratch_ints(routes, p.num_experts) * 4), span_of(p.status, 4)});
+}
+
+inline void record_route_and_plan(const kernels::RouteAndPlan& p, device::Stream stream) {
+  recording->routed.push_back(p.route);
+  recording->plans.push_back(p.plan);
+  recording->routed_at_once.push_back(p);
+  const int64_t tokens = p.logits.num_tokens, routes = tokens * p.route.top_k;
+  std::vector<Span> reads, writes;
+  if (p.act != nullptr) {
+    reads = {span_of(p.act, tokens * p.act_pitch), span_of(p.act_scale, tokens * 4)};
+    writes = {span_of(p.slot_act, routes * p.act_pitch), span_of(p.slot_scale, routes * 4)};
+  }
+  for (const Span& span : {span_of(p.route.ids, routes * 4), span_of(p.route.weights, routes * 4),
+                           span_of(p.plan.offsets, (p.plan.num_experts + 1) * 4),
+                           span_of(p.plan.route_of_slot, routes * 4), span_of(p.plan.slot_of_route, routes * 4),
+                           span_of(p.plan.tiles, p.plan.max_tiles * 32), span_of(p.plan.num_tiles, 4),
+                           span_of(p.plan.status, 4), span_of(p.logits.logits, tokens * p.logits.num_experts * 4)}) {
+    writes.push_back(span);
+  }
+  record("route_and_plan", stream, reads, writes);
 }
 
 inline void record_gemm(const kernels::DeviceW4A8Gemm& p, device::Stream stream) {
@@ -107,6 +128,7 @@ inline kernels::DeviceTable recording_table() {
     record("route_tokens", stream, {},
            {span_of(p.ids, p.num_tokens * p.top_k * 4), span_of(p.weights, p.num_tokens * p.top_k * 4)});
   };
+  table.route_and_plan = record_route_and_plan;
   table.quantize_tokens = [](const kernels::QuantizeTokens& p, device::Stream stream) {
     recording->quantized.push_back(p);
     const int64_t rows = p.num_tokens * p.top_k;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Few tokens from their rows to the list of work in one launch. A CTA makes the logits of up to eight tokens and eight
-// experts, whose rows of the weight it fetches before the kernel in front of it has ended; the last CTA that arrives
-// chooses experts, plans, and copies codes to slots. What is one CTA's work is latency alone: a launch of its own costs
-// more than the work.
+// experts, whose rows of the weight it fetches before the kernel in front of it has ended; the last that arrives of
+// those with the same tokens chooses their experts, the last of these plans and copies codes to slots. What is one CTA's
+// work is latency alone: a launch of its own costs more than the work.
 #include <cuda_pipeline.h>
 
 #include "core/check.h"
@@ -22,6 +22,7 @@ constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kExperts = kWarps;  // of a CTA: one a warp
 constexpr int kMostRoutes = static_cast<int>(kMostFusedTokens) * 32;
+static_assert(kRouteArrivals > kMostFusedTokens / 4, "a word for all, and one for each group of tokens");
 constexpr int kMostGatheredRoutes = static_cast<int>(kMostGatheredTokens) * 32;
 static_assert(kMostRoutes <= kWarps * kSmallPlanSteps * kWarp, "a block plans all routes");
 static_assert(kMostGatheredRoutes <= kThreads, "a thread a route");
@@ -115,18 +116,20 @@ __device__ __forceinline__ void load_rows(const DeviceRouterLogits& p, int64_t f
 // What the last CTA needs beside the words of its warps.
 struct TailMemory {
   SmallPlanMemory<kWarps> plan;
-  int32_t ids[kMostRoutes];
+  int32_t ids[kWarps * 32];
   int32_t slots[kMostGatheredRoutes];
 };
 
-__device__ __forceinline__ bool arrives_last(uint32_t* arrivals) {
+// Whether this CTA is the last of `count` to arrive at the word, which is then zero again. What the CTAs have written
+// before is visible to all threads of the last one.
+__device__ __forceinline__ bool arrives_last(uint32_t* word, uint32_t count) {
   __shared__ bool is_last;
-  __threadfence();  // this thread's logits, before its CTA's arrival
-  __syncthreads();
+  __syncthreads();  // the CTA has written
   if (threadIdx.x == 0) {
-    is_last = atomicAdd(arrivals, 1u) == gridDim.x * gridDim.y - 1;
-    if (is_last) *arrivals = 0;  // for the next launch
-    __threadfence();
+    uint32_t before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(word) : "memory");
+    is_last = before == count - 1;
+    if (is_last) *word = 0;  // for the next launch
   }
   __syncthreads();
   return is_last;
@@ -149,32 +152,46 @@ __device__ __forceinline__ void gather(const RouteAndPlan& p, const uint8_t* cod
   }
 }
 
-template <int kHeld>
+// Fetches the codes of all tokens into `codes`; returns the scale of the thread's route.
+__device__ __forceinline__ float fetch_codes(const RouteAndPlan& p, uint8_t* codes) {
+  const int num_tokens = static_cast<int>(p.logits.num_tokens), top_k = static_cast<int>(p.route.top_k);
+  const int vectors = static_cast<int>(p.act_pitch / 16) * num_tokens;
+  const int own = static_cast<int>(threadIdx.x);
+  const uint4* from = reinterpret_cast<const uint4*>(p.act);
+  for (int i = own; i < vectors; i += kThreads) {
+    __pipeline_memcpy_async(reinterpret_cast<uint4*>(codes) + i, from + i, sizeof(uint4));
+  }
+  __pipeline_commit();
+  return own < num_tokens * top_k ? p.act_scale[own / top_k] : 0.0f;
+}
+
+// Behind the last logit. The last CTA of each group of tokens chooses for them, a warp a token; the last of these plans.
+template <int kTokens, int kHeld>
 __device__ __forceinline__ void finish(const RouteAndPlan& p, int words, int steps, int segments, uint32_t* memory,
                                        TailMemory& tail) {
+  static_assert(kTokens <= kWarps, "a warp a token");
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int num_tokens = static_cast<int>(p.logits.num_tokens), top_k = static_cast<int>(p.route.top_k);
+  const bool one_group = gridDim.y == 1;
+  if (!arrives_last(p.arrivals + (one_group ? 0 : 1 + blockIdx.y), gridDim.x)) return;
   uint8_t* const codes = reinterpret_cast<uint8_t*>(memory + kWarps * words);
-  float scale = 0.0f;
-  if (p.act != nullptr) {
-    const int vectors = static_cast<int>(p.act_pitch / 16) * num_tokens;
-    const uint4* from = reinterpret_cast<const uint4*>(p.act);
-    for (int i = static_cast<int>(threadIdx.x); i < vectors; i += kThreads) {
-      __pipeline_memcpy_async(reinterpret_cast<uint4*>(codes) + i, from + i, sizeof(uint4));
-    }
-    __pipeline_commit();
-    const int own = static_cast<int>(threadIdx.x);
-    if (own < num_tokens * top_k) scale = p.act_scale[own / top_k];
+  const bool gathers = p.act != nullptr;
+  const float scale = gathers ? fetch_codes(p, codes) : 0.0f;
+  const int token = static_cast<int>(blockIdx.y) * kTokens + warp;
+  if (warp < kTokens && token < num_tokens) {
+    route_held_token<kHeld>(p.route, token, lane, memory + warp * words, tail.ids + warp * top_k);
   }
-  for (int t = warp; t < num_tokens; t += kWarps) {
-    route_token<true, kHeld>(p.route, t, lane, memory + warp * words, tail.ids + t * top_k);
-  }
+  if (!one_group && !arrives_last(p.arrivals, gridDim.y)) return;
   __syncthreads();  // all ids stand
   PlanRoutes plan = p.plan;
-  plan.ids = tail.ids;
-  const bool gathers = p.act != nullptr;
-  plan_small(plan, int64_t{num_tokens} * top_k, steps, segments, tail.plan, gathers ? tail.slots : nullptr);
+  if (one_group) plan.ids = tail.ids;
+  int32_t* const slots = gathers ? tail.slots : nullptr;
+  if (one_group && num_tokens * top_k <= kWarp) {
+    plan_tiny(plan, num_tokens * top_k, slots);
+  } else {
+    plan_small(plan, int64_t{num_tokens} * top_k, steps, segments, tail.plan, slots);
+  }
   if (!gathers) return;
   __pipeline_wait_prior(0);
   __syncthreads();  // slots and codes stand
@@ -219,8 +236,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       p.logits.logits[(first_token + own) * p.logits.num_experts + expert] = logit;
     }
   }
-  if (!arrives_last(p.arrivals)) return;
-  finish<kHeld>(p, words, steps, segments, reinterpret_cast<uint32_t*>(stage), tail);
+  finish<kTokens, kHeld>(p, words, steps, segments, reinterpret_cast<uint32_t*>(stage), tail);
 }
 
 bool on_16_bytes(const void* memory) {
@@ -244,7 +260,7 @@ void check_problem(const RouteAndPlan& p) {
                p.plan.max_tiles >= max_route_tiles(l.num_tokens * p.route.top_k, p.plan.num_experts, p.plan.tile_tokens),
            "places for all tiles");
   QD_CHECK(on_16_bytes(l.x) && on_16_bytes(l.weight) && on_16_bytes(p.plan.tiles), "rows and tiles on 16 bytes");
-  QD_CHECK(p.arrivals != nullptr, "a word to count arrivals in");
+  QD_CHECK(p.arrivals != nullptr, "words to count arrivals in");
   QD_CHECK(p.act == nullptr || (l.num_tokens <= kMostGatheredTokens && p.act_pitch % 16 == 0 && on_16_bytes(p.act) &&
                                 on_16_bytes(p.slot_act) && p.act_scale != nullptr && p.slot_scale != nullptr),
            "codes of few tokens, on 16 bytes");

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// moe::route_tokens for one token by one warp: lanes stride over the experts. Where they fit, scores and selection keys
-// lie in shared memory, and those of up to 16 experts a lane in registers while the choice is made; else they are
-// computed again whenever they are looked at, and the next best is a ranking's next. Used by route_tokens.cu and
-// route_and_plan.cu.
+// moe::route_tokens for one token by one warp: lanes stride over the experts. Up to 512 experts: in registers. More:
+// logits and selection keys in shared memory, and the next best is a ranking's next; where they do not fit there,
+// computed again whenever they are looked at. Used by route_tokens.cu and route_and_plan.cu.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +16,13 @@ namespace quadrille::kernels::cuda {
 inline constexpr int kRouteLanes = 32;
 inline constexpr float kLowestScore = -__builtin_inff();
 
-// Words of shared memory a warp. Kept: logits [experts], keys [experts], group keys [groups]; else: bits [groups / 32].
+// Words of shared memory a warp. Kept: logits or scores [experts], keys [experts], group keys [groups]; else: bits
+// [groups / 32].
 constexpr int64_t kept_route_words(int64_t num_experts, int64_t num_groups) {
   return 2 * num_experts + (num_groups > 1 ? num_groups : 0);
 }
 
-// One token. kHeld: experts a lane whose keys are in registers while the choice is made (0: none); with kKept alone.
+// One token.
 template <bool kKept>
 struct Token {
   const DeviceRouteTokens& p;
@@ -49,12 +49,11 @@ struct Token {
     return computed_key(e);
   }
 
-  // Fresh from the second cache: another CTA of this launch may have written them.
   __device__ void begin() {
     if constexpr (kKept) {
       float* kept = reinterpret_cast<float*>(keys) - experts;
 #pragma unroll 4
-      for (int32_t e = lane; e < experts; e += kRouteLanes) kept[e] = __ldcg(logits + e);
+      for (int32_t e = lane; e < experts; e += kRouteLanes) kept[e] = logits[e];
       logits = kept;
       __syncwarp();  // the logits stand
     }
@@ -187,72 +186,143 @@ __device__ __forceinline__ void weigh(const DeviceRouteTokens& p, Chosen chosen)
   if (chosen.lane < chosen.count) chosen.weights[chosen.lane] = chosen.own;
 }
 
-// The keys of a lane's experts lane, lane + 32, ... in registers.
+// The experts lane, lane + 32, ... of a token in a lane's registers: everything about them is in flight at once.
 template <int kHeld>
-struct HeldKeys {
+struct HeldExperts {
+  float value[kHeld];
   uint32_t key[kHeld];
 
-  __device__ __forceinline__ void load(const uint32_t* keys, int32_t experts, int lane) {
+  static __device__ __forceinline__ int32_t expert(int i, int lane) { return lane + i * kRouteLanes; }
+
+  // Scores, to `scores` as well, and selection keys. Logits fresh from the second cache: another CTA of this launch may
+  // have written them.
+  __device__ __forceinline__ void begin(const DeviceRouteTokens& p, const float* logits, int lane, float* scores) {
+    const auto experts = static_cast<int32_t>(p.num_experts);
+    float bias[kHeld];
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i) key[i] = lane + i * kRouteLanes < experts ? keys[lane + i * kRouteLanes] : kNoKey;
+    for (int i = 0; i < kHeld; ++i) {
+      const int32_t e = expert(i, lane);
+      value[i] = e < experts ? __ldcg(logits + e) : kLowestScore;
+      bias[i] = p.correction_bias != nullptr && e < experts ? __ldg(p.correction_bias + e) : 0.0f;
+    }
+    if (p.scoring == Scoring::kSoftmaxBeforeTopK) softmax(experts, lane);
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int32_t e = expert(i, lane);
+      if (p.scoring == Scoring::kSigmoid) value[i] = numerics::sigmoid(value[i]);
+      if (e < experts) scores[e] = value[i];
+      const uint32_t own = order_key(p.correction_bias != nullptr ? value[i] + bias[i] : value[i]);
+      key[i] = e < experts ? own : kNoKey;
+    }
+    __syncwarp();  // the scores stand
   }
   // The best of the warp, which is then taken out.
   __device__ __forceinline__ Ranked take(int lane) {
     Ranked best = {kNoKey, 0x7fffffff};
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
-      if (key[i] > best.key) best = {key[i], lane + i * kRouteLanes};  // ascending: a tie stays with the lower expert
+      if (key[i] > best.key) best = {key[i], expert(i, lane)};  // ascending: a tie stays with the lower expert
     }
     best = warp_first(best);
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i) key[i] = lane + i * kRouteLanes == best.index ? kNoKey : key[i];
+    for (int i = 0; i < kHeld; ++i) key[i] = expert(i, lane) == best.index ? kNoKey : key[i];
     return best;
   }
-};
-// The ranking's next by looking at all experts again.
-template <>
-struct HeldKeys<0> {};
 
-// Token t by one warp. `logits`: its row. `memory`: the warp's words. `ids_too`: a second place for its ids, or null.
-template <bool kKept, int kHeld>
-__device__ __forceinline__ void route_token(const DeviceRouteTokens& p, int64_t t, int lane, uint32_t* memory,
-                                            int32_t* ids_too) {
-  static_assert(kKept || kHeld == 0, "keys in registers come from shared memory");
-  uint32_t* const keys = kKept ? memory + p.num_experts : memory;
-  Token<kKept> token = {p,
-                        p.logits + t * p.num_experts,
-                        lane,
-                        static_cast<int32_t>(p.num_experts),
-                        static_cast<int32_t>(p.num_groups),
-                        static_cast<int32_t>(p.num_experts / p.num_groups),
-                        keys,
-                        keys + p.num_experts,
-                        keys,
-                        0.0f,
-                        0.0f};
+ private:
+  __device__ __forceinline__ void softmax(int32_t experts, int lane) {
+    float maximum = kLowestScore;
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) maximum = value[i] > maximum ? value[i] : maximum;
+    maximum = warp_maximum(maximum);
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) value[i] = numerics::exp_f32(value[i] - maximum);
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) sum = expert(i, lane) < experts ? sum + value[i] : sum;
+    sum = warp_tree_sum(sum);
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) value[i] = value[i] / sum;
+  }
+};
+
+template <bool kKept>
+__device__ __forceinline__ Token<kKept> token_of(const DeviceRouteTokens& p, int64_t t, int lane, uint32_t* keys) {
+  return {p,
+          p.logits + t * p.num_experts,
+          lane,
+          static_cast<int32_t>(p.num_experts),
+          static_cast<int32_t>(p.num_groups),
+          static_cast<int32_t>(p.num_experts / p.num_groups),
+          keys,
+          keys + p.num_experts,
+          keys,
+          0.0f,
+          0.0f};
+}
+
+// Token t by one warp, at most 32 * kHeld experts. `memory`: kept_route_words() of the warp. `ids_too`: a second place
+// for its ids, or null.
+template <int kHeld>
+__device__ __forceinline__ void route_held_token(const DeviceRouteTokens& p, int64_t t, int lane, uint32_t* memory,
+                                                 int32_t* ids_too) {
+  float* const scores = reinterpret_cast<float*>(memory);
+  HeldExperts<kHeld> held;
+  held.begin(p, p.logits + t * p.num_experts, lane, scores);
+  if (p.num_groups > 1) {
+    uint32_t* const keys = memory + p.num_experts;
+    const auto experts = static_cast<int32_t>(p.num_experts);
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      if (held.expert(i, lane) < experts) keys[held.expert(i, lane)] = held.key[i];
+    }
+    __syncwarp();  // all keys stand
+    token_of<true>(p, t, lane, keys).keep_groups();
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      held.key[i] = held.expert(i, lane) < experts ? keys[held.expert(i, lane)] : kNoKey;
+    }
+  }
+  Chosen chosen = {p.weights + t * p.top_k, p.top_k, lane, 0.0f};
+  int32_t own = 0;
+  for (int64_t j = 0; j < p.top_k; ++j) {
+    const int32_t best = held.take(lane).index;
+    if (lane != j % kRouteLanes) continue;
+    if (j < kRouteLanes) {
+      own = best;
+    } else {
+      p.ids[t * p.top_k + j] = best;
+      chosen.weights[j] = scores[best];
+      if (ids_too != nullptr) ids_too[j] = best;
+    }
+  }
+  if (lane < p.top_k) {
+    p.ids[t * p.top_k + lane] = own;
+    if (ids_too != nullptr) ids_too[lane] = own;
+    chosen.own = scores[own];
+  }
+  weigh(p, chosen);
+}
+
+// The same for any number of experts.
+template <bool kKept>
+__device__ __forceinline__ void route_token(const DeviceRouteTokens& p, int64_t t, int lane, uint32_t* memory) {
+  Token<kKept> token = token_of<kKept>(p, t, lane, kKept ? memory + p.num_experts : memory);
   token.begin();
   token.keep_groups();
   int32_t* ids = p.ids + t * p.top_k;
   Chosen chosen = {p.weights + t * p.top_k, p.top_k, lane, 0.0f};
   int32_t own = 0;
   Ranked last = {kAboveAllKeys, -1};
-  HeldKeys<kHeld> held;
-  if constexpr (kHeld != 0) held.load(keys, token.experts, lane);
   for (int64_t j = 0; j < p.top_k; ++j) {
-    if constexpr (kHeld != 0) {
-      last = held.take(lane);
-    } else {
-      last = token.next_expert(last);
-    }
+    last = token.next_expert(last);
     if (lane != j % kRouteLanes) continue;
     ids[j] = last.index;
-    if (ids_too != nullptr) ids_too[j] = last.index;
     if (j < kRouteLanes) own = last.index;
     if (j >= kRouteLanes) chosen.weights[j] = token.score(last.index);
   }
   if (lane < p.top_k) chosen.own = token.score(own);
   weigh(p, chosen);
-  __syncwarp();  // nobody writes the next token's words while these are read
 }
 
 }  // namespace quadrille::kernels::cuda

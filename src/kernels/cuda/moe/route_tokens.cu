@@ -12,6 +12,7 @@ namespace {
 constexpr int kMostWarps = 4;
 constexpr int64_t kMostSharedWords = 12288;  // 48 KiB, what every launch may ask for
 
+// kHeld: experts of a lane in registers; 0: more than there is room for, kKept: in shared memory.
 template <bool kKept, int kHeld>
 __global__ void __launch_bounds__(kMostWarps* kRouteLanes)
     route_kernel(const __grid_constant__ DeviceRouteTokens p, int words_a_warp) {
@@ -22,7 +23,12 @@ __global__ void __launch_bounds__(kMostWarps* kRouteLanes)
   ptx::wait_for_predecessor();
   ptx::let_successor_start();
   if (t >= p.num_tokens) return;  // whole warps leave, and no barrier of the block follows
-  route_token<kKept, kHeld>(p, t, lane, route_memory + warp * words_a_warp, nullptr);
+  uint32_t* const memory = route_memory + warp * words_a_warp;
+  if constexpr (kHeld != 0) {
+    route_held_token<kHeld>(p, t, lane, memory, nullptr);
+  } else {
+    route_token<kKept>(p, t, lane, memory);
+  }
 }
 
 }  // namespace
