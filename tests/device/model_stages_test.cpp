@@ -162,6 +162,24 @@ TEST_F(DeviceStagesTest, EqualTheTableHopper) {
   }
 }
 
+// What an observer looks at is what runs without one: the fused steps give the bits of the single ones.
+TEST_F(DeviceStagesTest, ObservedStepsHaveTheSameBits) {
+  for (const char* kind : {"w4a8", "bf16"}) {
+    const auto gpu = on_gpu(std::string(QD_SOURCE_DIR) + "/models/abacus/" + kind, Numerics::kExact);
+    std::vector<std::vector<int32_t>> sequences(3);
+    for (int32_t i = 0; i < 41; ++i) sequences[static_cast<size_t>(i % 3)].push_back(i * 37 % 1900);
+    for (const int64_t chunk : {int64_t{1}, int64_t{1} << 20}) {
+      const auto plain = run_sequences(*gpu, sequences, {chunk});
+      Recorder recorder;
+      gpu->set_observer(&recorder);
+      const auto observed = run_sequences(*gpu, sequences, {chunk});
+      gpu->set_observer(nullptr);
+      EXPECT_FALSE(recorder.records.empty());
+      for (size_t s = 0; s < sequences.size(); ++s) EXPECT_EQ(observed[s].values, plain[s].values) << kind << ", " << s;
+    }
+  }
+}
+
 // An observer that changes what a layer adds changes what follows, as on the CPU.
 TEST_F(DeviceStagesTest, AnUpdateMayBeReplaced) {
   class Silence final : public model::StepObserver {
