@@ -109,9 +109,9 @@ struct DeviceRouteTokens {
   float* weights = nullptr;                // out [num_tokens, top_k]
 };
 
+inline constexpr int64_t kRouteArrivals = 32;
 // router_logits, route_tokens and plan_routes of few tokens in one launch: same rules, same bits. The last CTAs that have
 // made their logits choose and plan. The rows of x and of the weight lie on 16 bytes.
-inline constexpr int64_t kRouteArrivals = 32;
 struct RouteAndPlan {
   DeviceRouterLogits logits;  // without the sigmoid
   DeviceRouteTokens route;    // of these logits

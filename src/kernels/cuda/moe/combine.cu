@@ -67,7 +67,8 @@ void launch(const Problem& p, device::Stream stream) {
   const int threads = warps < kMostCombineThreads / 32 ? static_cast<int>(warps) * 32 : kMostCombineThreads;
   const dim3 grid(static_cast<unsigned>(p.num_tokens), ceil_div(pieces, threads));
   QD_CHECK(grid.y <= 65535, "a width of at most 67 million");
-  launch_chained(combine_kernel<Columns, Problem>, grid, threads, 0, native(stream), p);
+  const auto kernel = combine_kernel<Columns, Problem>;
+  launch_chained(kernel, grid, threads, 0, native(stream), p);
   check_launch("combine");
 }
 

@@ -12,15 +12,17 @@ namespace quadrille::kernels::cuda {
 
 inline constexpr int kWarp = 32;
 
-// --- One block: up to kSmallPlanRoutes routes and kSmallPlanExperts experts ------------------------------------------
+// --- One block: up to kMostOneBlockRoutes routes and kSmallPlanExperts experts ----------------------------------------
 
 inline constexpr int kSmallPlanExperts = 512;
 inline constexpr int kSmallPlanWarps = 32;
 inline constexpr int kSmallPlanSteps = 8;  // routes a lane holds in registers
 inline constexpr int kSmallPlanRoutes = kSmallPlanWarps * kSmallPlanSteps * kWarp;
+// 8,192 routes take one block 23.5 us, three launches of many 14.
+inline constexpr int kMostOneBlockRoutes = kSmallPlanRoutes / 2;
 
 constexpr bool is_small_plan(int64_t num_routes, int64_t num_experts) {
-  return num_routes <= kSmallPlanRoutes && num_experts <= kSmallPlanExperts;
+  return num_routes <= kMostOneBlockRoutes && num_experts <= kSmallPlanExperts;
 }
 
 // Warp w has the routes [w * steps * 32, (w + 1) * steps * 32); every expert has a thread.
