@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "formats/checkpoint.h"
 
+#include <algorithm>
 #include <filesystem>
+#include <future>
 #include <set>
+#include <thread>
 
 #include "formats/json.h"
 #include "formats/prepared_file.h"
@@ -56,6 +59,24 @@ void warn_total_size(const Json& json, uint64_t total, const std::string& path, 
       fmt::format("{}: total_size says {} bytes, the tensors have {}", path, size->get<uint64_t>(), total));
 }
 
+// Opens files by name, several at once: most of the time is their headers'. The first error in the order of the names.
+Result<std::vector<SafetensorsFile>> open_shards(const std::string& folder, const std::vector<std::string>& shards) {
+  const auto open_one = [&](const std::string& shard) { return SafetensorsFile::open(folder + "/" + shard); };
+  const size_t at_once = std::clamp<size_t>(std::thread::hardware_concurrency(), 1, 16);
+  std::vector<SafetensorsFile> files;
+  for (size_t begin = 0; begin < shards.size(); begin += at_once) {
+    const size_t end = std::min(shards.size(), begin + at_once);
+    std::vector<std::future<Result<SafetensorsFile>>> opened;
+    for (size_t i = begin; i < end; ++i) opened.push_back(std::async(std::launch::async, open_one, shards[i]));
+    for (size_t i = begin; i < end; ++i) {
+      Result<SafetensorsFile> file = opened[i - begin].get();
+      if (!file) return file.error().in(fmt::format("{} names {}", kIndexFile, shards[i]));
+      files.push_back(std::move(*file));
+    }
+  }
+  return files;
+}
+
 Error missing_in_shard(const std::string& index, const std::string& tensor, const std::string& shard) {
   return make_error(
       ErrorCode::kInvalidData,
@@ -91,11 +112,11 @@ Result<Checkpoint> Checkpoint::open(const std::string& folder, const LogSink& lo
   for (const auto& [tensor, shard] : map) shards.insert(shard);
   result.shards_.assign(shards.begin(), shards.end());
   size_t found = 0;
-  for (const std::string& shard : result.shards_) {
-    auto file = SafetensorsFile::open(folder + "/" + shard);
-    if (!file) return file.error().in(fmt::format("{} names {}", kIndexFile, shard));
-    result.metadata_[shard] = file->metadata();
-    for (const auto& [name, view] : file->tensors()) {
+  QD_TRY(const std::vector<SafetensorsFile> files, open_shards(folder, result.shards_));
+  for (size_t i = 0; i < files.size(); ++i) {
+    const std::string& shard = result.shards_[i];
+    result.metadata_[shard] = files[i].metadata();
+    for (const auto& [name, view] : files[i].tensors()) {
       const auto mapped = map.find(name);
       if (mapped == map.end()) continue;  // legal: a shard may hold more than the map
       if (mapped->second != shard) {

@@ -9,6 +9,7 @@
 
 #include "device/order.h"
 #include "layout/kv_tile.h"
+#include "model/check_device_options.h"
 #include "model/check_step.h"
 #include "model/device_load.h"
 #include "model/device_places.h"
@@ -35,36 +36,6 @@ double seconds_since(Clock::time_point begin) {
 
 bool has_ranks(const LoadOptions& options) {
   return options.ranks != nullptr && options.ranks->size() > 1;
-}
-
-Status check_options(const LoadOptions& options, const DeviceOptions& device) {
-  if (options.pool == nullptr) return make_error(ErrorCode::kInvalidArgument, "model: a thread pool is needed");
-  if (device.table == nullptr) return make_error(ErrorCode::kInvalidArgument, "model: a table of kernels is needed");
-  if (options.rounding == kernels::Rounding::kF32) {
-    return make_error(ErrorCode::kUnsupported,
-                      "a GPU computes in round bf16, found '--round f32': leave it out, or run with '--device cpu'");
-  }
-  if (has_ranks(options) && !device.join_ranks) {
-    return make_error(ErrorCode::kInvalidArgument, "model: {} ranks need a way for their GPUs to meet",
-                      options.ranks->size());
-  }
-  if (options.expert_ranks != nullptr && options.expert_ranks->size() > 1) {
-    return make_error(
-        ErrorCode::kUnsupported,
-        "expected tensor-parallel ranks alone on GPUs, found {} expert-parallel ones: leave '--ep' out, or "
-        "run with '--device cpu'",
-        options.expert_ranks->size());
-  }
-  if (options.cache_pages < 0 || options.default_positions < 1 || options.max_positions < 0) {
-    return make_error(ErrorCode::kInvalidArgument,
-                      "cache: {} pages, {} default positions, at most {} positions: expected no negative number",
-                      options.cache_pages, options.default_positions, options.max_positions);
-  }
-  if (device.max_step_tokens < 1 || device.max_sequences < 1 || device.max_logit_rows < 1) {
-    return make_error(ErrorCode::kInvalidArgument, "a step of {} tokens, {} sequences and {} rows: expected 1 or more",
-                      device.max_step_tokens, device.max_sequences, device.max_logit_rows);
-  }
-  return {};
 }
 
 }  // namespace
@@ -104,7 +75,7 @@ struct DeviceModel::Impl {
   // The machine and its streams.
   static Result<std::unique_ptr<Impl>> create(const LoadOptions& options, const DeviceOptions& device) {
     auto impl = std::make_unique<Impl>();
-    QD_TRY_STATUS(check_options(options, device));
+    QD_TRY_STATUS(check_device_options(options, device));
     impl->table = device.table;
     QD_TRY_STATUS(device::available(device.ordinal));
     QD_TRY_STATUS(device::use(device.ordinal));
@@ -155,8 +126,8 @@ struct DeviceModel::Impl {
     request.cache_pages = options.cache_pages;
     request.cache_bytes = options.cache_bytes;
     request.default_pages = (options.default_positions + kPagePositions - 1) / kPagePositions;
-    QD_TRY(const device::Properties properties, device::properties(device.ordinal));
-    QD_TRY(plan, plan_device_memory(request, device.gpu_memory, properties.free_bytes, properties.total_bytes));
+    QD_TRY(const device::MemoryInfo memory, device::memory_info());
+    QD_TRY(plan, plan_device_memory(request, device.gpu_memory, memory.free_bytes, memory.total_bytes));
     return {};
   }
 
@@ -164,6 +135,21 @@ struct DeviceModel::Impl {
   Status take_weights() {
     QD_TRY(weights, Buffer::allocate(places.total, streams.prepare.prepare, device.allocator));
     weights.release_on(streams.layer.main);
+    return {};
+  }
+
+  Status load_weights(const std::string& folder, const Inventory& inventory, PinnedRing* ring) {
+    const DeviceLoad load{inventory,   config,          options, places,         *table,          weights.as<uint8_t>(),
+                          shard.own(), streams.prepare, *ring,   device.ordinal, device.allocator};
+    QD_TRY(DeviceLoadReport report, load_to_device(load));
+    times.bytes_copied = report.bytes_copied;
+    times.copy_seconds = report.seconds;
+    times.slots = report.times;
+    options.log(LogLevel::kInfo,
+                fmt::format("{}: {} bytes to the GPU in {:.3f} s, {:.1f} GB/s", folder, report.bytes_copied,
+                            report.seconds, static_cast<double>(report.bytes_copied) / report.seconds / 1e9));
+    notes = std::move(report.notes);
+    for (const std::string& note : notes) options.log(LogLevel::kWarning, fmt::format("{}: {}", folder, note));
     return {};
   }
 
@@ -258,19 +244,8 @@ Result<std::unique_ptr<DeviceModel>> DeviceModel::load(const std::string& folder
     if (auto decided = impl->decide(own, 0); !decided) return decided.error().in(folder);
     QD_TRY_STATUS(impl->take_weights());
     impl->times.memory_seconds = seconds_since(ready);
-    const DeviceLoad load{
-        inventory,         impl->config,          options, impl->places,   *impl->table,    impl->weights.as<uint8_t>(),
-        impl->shard.own(), impl->streams.prepare, ring,    device.ordinal, device.allocator};
-    QD_TRY(DeviceLoadReport report, load_to_device(load));
-    impl->times.bytes_copied = report.bytes_copied;
-    impl->times.copy_seconds = report.seconds;
-    impl->times.slots = report.times;
-    options.log(LogLevel::kInfo,
-                fmt::format("{}: {} bytes to the GPU in {:.3f} s, {:.1f} GB/s", folder, report.bytes_copied,
-                            report.seconds, static_cast<double>(report.bytes_copied) / report.seconds / 1e9));
+    QD_TRY_STATUS(impl->load_weights(folder, inventory, &ring));
     const Clock::time_point loaded = Clock::now();
-    impl->notes = std::move(report.notes);
-    for (const std::string& note : impl->notes) options.log(LogLevel::kWarning, fmt::format("{}: {}", folder, note));
     QD_TRY_STATUS(impl->finish());
     impl->times.finish_seconds = seconds_since(loaded);
     impl->times.total_seconds = seconds_since(start);

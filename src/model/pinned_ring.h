@@ -14,8 +14,8 @@ namespace quadrille::model {
 // Page-locked memory that is filled again when the copies out of it are done. A slot belongs to one thread at a time.
 class PinnedRing {
  public:
-  // Locking memory takes about 0.2 s a GB, so the ring is small: enough slots that threads fill some while others are
-  // on their way.
+  // Locking memory takes 0.5 s a GB (docs/loading.md), so the ring is small: enough slots that threads fill some while
+  // others are on their way.
   static constexpr size_t kSlots = 6;
   static constexpr size_t kLeastSlotBytes = size_t{16} << 20;
 

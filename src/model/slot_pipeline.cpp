@@ -57,8 +57,8 @@ class Pipeline {
     const std::lock_guard lock(mutex_);
     if (failed_ || next_.slot == slots_.size()) return std::nullopt;
     if (pipeline_.cancel != nullptr && pipeline_.cancel->load(std::memory_order_relaxed)) {
-      set_error(next_,
-                make_error(ErrorCode::kCancelled, "loading stopped before slot {} of {}", next_.slot, slots_.size()));
+      set_error(next_, make_error(ErrorCode::kCancelled, "load: stopped on request after {} of {} slots", next_.slot,
+                                  slots_.size()));
       return std::nullopt;
     }
     const Claim claim = next_;

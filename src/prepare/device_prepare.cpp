@@ -227,7 +227,7 @@ class SlotCopies {
     bytes_ = bytes;
     return {};
   }
-  Status flush() { return device::copy_to_device(to_, from_, bytes_, stream_); }
+  Status flush() { return bytes_ == 0 ? Status() : device::copy_to_device(to_, from_, bytes_, stream_); }
 
  private:
   device::Stream stream_;
