@@ -282,6 +282,7 @@ void DeviceDecoder::enqueue_norm(const StepShape& shape, const uint16_t* weight,
   norm.x = memory_.at<uint16_t>(parts_.x);
   if (has_update) {
     norm.combine = pending_combine_;
+    norm.routes_are_older = true;  // a product lies between
     if (norm.combine.rows == nullptr) norm.update = memory_.at<uint16_t>(parts_.update);
     pending_combine_ = {};
   }

@@ -52,6 +52,7 @@ Status DeviceDecoder::enqueue_logits(const StepShape& shape, int64_t first, int6
   norm.x = memory_.at<uint16_t>(parts_.x) + skipped;
   if (update_is_pending_) {
     norm.combine = from_token(pending_combine_, shape.every_token_alone ? first : 0);
+    norm.routes_are_older = true;
     if (norm.combine.rows == nullptr) norm.update = memory_.at<uint16_t>(parts_.update) + skipped;
   }
   norm.weight = weights_.final_norm;

@@ -166,6 +166,7 @@ TEST_F(EmbedNormTest, ExpertsRowsAsTheUpdate) {
       p.update = fused ? nullptr : combine.out;
       p.combine = fused ? combine : kernels::DeviceCombine{};
       p.combine.out = nullptr;
+      p.routes_are_older = fused && s.top_k % 2 == 0;
       p.normed = memory.take<uint16_t>(p.num_rows * s.width, 16, stream());
       p.act = memory.take<uint8_t>(p.num_rows * p.act_pitch, 16, stream());
       p.act_scale = memory.take<float>(p.num_rows, 4, stream());

@@ -45,6 +45,9 @@ struct DeviceAddNorm {
   const uint16_t* update = nullptr;   // [tokens, width] bf16, or null
   const float* update_f32 = nullptr;  // [tokens, width] fp32 (a sum over ranks), or null; one update at most
   DeviceCombine combine;              // rows not null: the update is row t of its result; its out is not used
+  // The combine's slots and weights (and `rows`) were written before the kernel directly in front of this one in the
+  // stream, so they may be read while that one still runs.
+  bool routes_are_older = false;
   const uint16_t* weight = nullptr;   // [width] bf16; null: only the sum is formed
   uint16_t* normed = nullptr;         // out [num_rows, width] bf16, or null
   uint8_t* act = nullptr;             // out [num_rows, act_pitch] e4m3, columns behind width 0; or null

@@ -23,8 +23,23 @@ __device__ __forceinline__ uint4 vector_at(const uint16_t* rows, int64_t row, in
   return *(reinterpret_cast<const uint4*>(rows + row * width) + i);
 }
 
-// Vector i of row t of the combine's result: the chain of combine.cu.
-__device__ __forceinline__ uint4 combined(const DeviceCombine& p, int64_t t, int64_t i) {
+// Slots and weights of a row, kRowsAtOnce at a time.
+struct Routes {
+  int32_t slot[kRowsAtOnce];
+  float weight[kRowsAtOnce];
+
+  __device__ __forceinline__ void load(const DeviceCombine& p, int64_t t, int64_t first) {
+#pragma unroll
+    for (int j = 0; j < kRowsAtOnce; ++j) {
+      const bool exists = first + j < p.top_k;
+      slot[j] = exists ? p.slot[t * p.top_k + first + j] : -1;
+      weight[j] = exists && p.weight != nullptr ? p.weight[t * p.top_k + first + j] : 1.0f;
+    }
+  }
+};
+
+// Vector i of row t of the combine's result: the chain of combine.cu. `routes`: the row's first.
+__device__ __forceinline__ uint4 combined(const DeviceCombine& p, int64_t t, int64_t i, Routes routes) {
   const int64_t column = i * kVectorColumns;
   uint4 shared_row = {};
   float gate = 1.0f;
@@ -34,23 +49,16 @@ __device__ __forceinline__ uint4 combined(const DeviceCombine& p, int64_t t, int
   }
   Bf16Columns columns = {};
   for (int64_t first = 0; first < p.top_k; first += kRowsAtOnce) {
-    int32_t slot[kRowsAtOnce];
-    float weight[kRowsAtOnce];
     uint4 row[kRowsAtOnce];
 #pragma unroll
     for (int j = 0; j < kRowsAtOnce; ++j) {
-      const bool exists = first + j < p.top_k;
-      slot[j] = exists ? p.slot[t * p.top_k + first + j] : -1;
-      weight[j] = exists && p.weight != nullptr ? p.weight[t * p.top_k + first + j] : 1.0f;
+      if (routes.slot[j] >= 0) row[j] = *reinterpret_cast<const uint4*>(p.rows + routes.slot[j] * p.width + column);
     }
 #pragma unroll
     for (int j = 0; j < kRowsAtOnce; ++j) {
-      if (slot[j] >= 0) row[j] = *reinterpret_cast<const uint4*>(p.rows + slot[j] * p.width + column);
+      if (routes.slot[j] >= 0) columns.add(routes.weight[j], row[j]);
     }
-#pragma unroll
-    for (int j = 0; j < kRowsAtOnce; ++j) {
-      if (slot[j] >= 0) columns.add(weight[j], row[j]);
-    }
+    if (first + kRowsAtOnce < p.top_k) routes.load(p, t, first + kRowsAtOnce);
   }
   if (p.shared != nullptr) columns.add(gate, shared_row);
   return columns.result();
@@ -132,13 +140,17 @@ __global__ void __launch_bounds__(kMostThreads) add_norm_kernel(const __grid_con
       for (int i = own; i < vectors; i += threads) step(i, row[i]);
     }
   };
+  Routes routes;
+  const bool is_early = kCombines && p.routes_are_older;
+  if (is_early) routes.load(p.combine, p.rows == nullptr ? r : p.rows[r], 0);
   ptx::wait_for_predecessor();
   ptx::let_successor_start();
   const int64_t t = p.rows == nullptr ? r : p.rows[r];
+  if (kCombines && !is_early) routes.load(p.combine, t, 0);
   each([&](int i, uint4& v) {
     uint4 x = vector_at(p.x, t, p.width, i);
     if (kCombines || p.update != nullptr || p.update_f32 != nullptr) {
-      x = sum_of(x, kCombines ? combined(p.combine, t, i) : update_of(p, t, i));
+      x = sum_of(x, kCombines ? combined(p.combine, t, i, routes) : update_of(p, t, i));
       reinterpret_cast<uint4*>(p.x + t * p.width)[i] = x;
     }
     v = x;
@@ -199,7 +211,8 @@ void add_norm(const DeviceAddNorm& p, device::Stream stream) {
   const bool one = vectors <= kMostThreads;
   const int64_t threads = one ? (vectors + kLanes - 1) / kLanes * kLanes : kMostThreads;
   const bool combines = p.combine.rows != nullptr;
-  auto* kernel = combines ? (one ? add_norm_kernel<true, true> : add_norm_kernel<false, true>)
+  auto* combining = one ? add_norm_kernel<true, true> : add_norm_kernel<false, true>;
+  auto* kernel = combines ? combining
                           : (one ? add_norm_kernel<true, false> : add_norm_kernel<false, false>);
   launch_chained(kernel, static_cast<unsigned>(p.num_rows), static_cast<unsigned>(threads),
                  static_cast<size_t>(p.width * 2), native(stream), p);
