@@ -22,6 +22,7 @@ struct DecoderCalls {
   std::vector<kernels::DeviceAttention> attentions;
   std::vector<kernels::DeviceBf16Gemm> dense;
   std::vector<kernels::DeviceGreedy> greedy;
+  std::vector<kernels::DeviceSample> draws;
 };
 DecoderCalls* calls = nullptr;
 
@@ -47,6 +48,10 @@ kernels::DeviceTable decoder_table() {
   table.greedy = [](const kernels::DeviceGreedy& p, device::Stream s) {
     calls->greedy.push_back(p);
     record("greedy", s, {}, {});
+  };
+  table.sample = [](const kernels::DeviceSample& p, device::Stream s) {
+    calls->draws.push_back(p);
+    record("sample", s, {}, {});
   };
   table.choose_bf16_tile = [](int64_t, int64_t) -> int64_t { return 16; };
   return table;
@@ -201,6 +206,23 @@ TEST_F(DeviceDecoderTest, AMixedStepNamesItsRows) {
   EXPECT_EQ(seen.norms.back().rows, decoder->block() + block.logit_rows + 1);
   EXPECT_EQ(seen.norms.back().num_rows, 2);
   EXPECT_EQ(seen.greedy.back().token, decoder->tokens() + 1);
+}
+
+TEST_F(DeviceDecoderTest, AStepThatDrawsHasARuleARow) {
+  open("olmoe_clip/w4a8-g64");
+  const StepShape shape{40, 3, 3, 2, 3, 512, false, true};
+  ASSERT_TRUE(decoder->enqueue_layers(shape).ok());
+  ASSERT_TRUE(decoder->enqueue_logits(shape, 1, 2).ok());
+  EXPECT_TRUE(seen.greedy.empty());
+  ASSERT_EQ(seen.draws.size(), 1u);
+  const kernels::DeviceSample& draw = seen.draws[0];
+  EXPECT_EQ(draw.num_rows, 2);
+  EXPECT_EQ(draw.vocab_size, config.vocab_size);
+  EXPECT_EQ(draw.logits, decoder->logits());
+  EXPECT_EQ(draw.pitch, decoder->logits_pitch());
+  EXPECT_EQ(reinterpret_cast<const int32_t*>(draw.rules), decoder->block() + block_of(shape).rules + 8);
+  EXPECT_EQ(draw.token, decoder->tokens() + 1);
+  EXPECT_EQ(draw.status, decoder->status());
 }
 
 TEST_F(DeviceDecoderTest, UnquantisedExpertsGoThroughThePlan) {
