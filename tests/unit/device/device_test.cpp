@@ -90,7 +90,7 @@ TEST(Buffers, GoBackToTheirAllocatorInTheOrderOfTheirStream) {
   int stream = 0, later = 0;
   FakeMemory memory;
   auto first = Buffer::allocate(1000, {&stream}, fake_allocator(&memory));
-  if (!first) GTEST_SKIP() << first.error().message;
+  ASSERT_TRUE(first) << first.error().message;
   EXPECT_EQ(first->size_bytes(), 1000u);
   {
     Buffer moved = std::move(*first);
@@ -110,12 +110,47 @@ TEST(Buffers, GoBackToTheirAllocatorInTheOrderOfTheirStream) {
   EXPECT_FALSE(Buffer::allocate(1, {}, fake_allocator(&memory))) << "the default stream";
 }
 
+// Takes what fits into a budget, then nothing.
+TEST(Buffers, MemoryThatEndsIsToldWithWhatWasAsked) {
+  struct Budget {
+    size_t left = 1000;
+    int alive = 0;
+  } budget;
+  const Allocator allocator = {&budget,
+                               [](void* context, size_t bytes, Stream) -> void* {
+                                 auto* of = static_cast<Budget*>(context);
+                                 if (bytes > of->left) return nullptr;
+                                 of->left -= bytes;
+                                 ++of->alive;
+                                 return std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+                               },
+                               [](void* context, void* memory, size_t bytes, Stream) {
+                                 auto* of = static_cast<Budget*>(context);
+                                 of->left += bytes;
+                                 --of->alive;
+                                 std::free(memory);
+                               }};
+  int stream = 0;
+  {
+    const auto first = Buffer::allocate(600, {&stream}, allocator);
+    ASSERT_TRUE(first) << first.error().message;
+    const auto second = Buffer::allocate(401, {&stream}, allocator);
+    ASSERT_FALSE(second);
+    EXPECT_EQ(second.error().code, ErrorCode::kCapacity);
+    EXPECT_THAT(second.error().message, HasSubstr("asked for 401 bytes of device memory"));
+    EXPECT_EQ(budget.alive, 1);
+  }
+  EXPECT_EQ(budget.alive, 0);
+  EXPECT_EQ(budget.left, 1000u);
+}
+
 TEST(WithoutGpu, EveryCallReturnsTheReason) {
   const Status here = available();
   if (here) GTEST_SKIP() << "a GPU is here";
   EXPECT_FALSE(here.error().message.empty());
   EXPECT_FALSE(available(7));
   EXPECT_FALSE(use(0));
+  EXPECT_FALSE(memory_info());
   EXPECT_FALSE(OwnedStream::create());
   EXPECT_FALSE(OwnedEvent::create(true));
   int own = 0, event = 0;
