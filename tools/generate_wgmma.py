@@ -8,7 +8,7 @@ usage: tools/generate_wgmma.py e4m3 > src/kernels/cuda/ptx/wgmma.cuh
 import sys
 import textwrap
 
-TOKENS = (8, 16, 32, 64, 96, 128)
+TOKENS = (8, 16, 32, 64, 96, 112, 128, 160)
 
 KEYS = 64  # of a block of attention: B of its scores, k contiguous
 SUMS = (40, 72, 104, 136)  # dimensions and eight ones: B of its values, n contiguous

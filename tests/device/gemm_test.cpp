@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -30,6 +31,7 @@ struct GemmCase {
   kernels::GemmOutput output = kernels::GemmOutput::kRowsF32;
   numerics::ActivationRule activation = {};
   bool bias = false;
+  bool extreme_scales = false;  // rows whose factor overflows or vanishes
 };
 
 void PrintTo(const GemmCase& c, std::ostream* out) {
@@ -51,10 +53,16 @@ std::vector<GemmCase> gemm_cases() {
       cases.push_back({"relu2", numerics, group, 72, 256, {12, 140}, kActivated, {Activation::kRelu2}});
       if (group != 128) cases.push_back({"half_record", numerics, group, 128, 2880, {20, 64}});
       cases.push_back({"long_k", numerics, group, 64, 7168, {4, 40}});
+      // Token tiles of one half and of both, full and ragged; a tile of the list in several parts where the kernel's is
+      // smaller; more items than pairs of CTAs.
+      cases.push_back({"wide", numerics, group, 328, 384, {161, 0, 112, 333, 80}, kRowsBf16, {}, true, true});
+      cases.push_back({"wide_gated", numerics, group, 2 * 168, 256, {81, 162}, kActivated, {}, true, true});
+      cases.push_back({"wide_relu2", numerics, group, 72, 128, {113, 240}, kActivated, {Activation::kRelu2}});
       cases.push_back({"one_expert", numerics, group, 328, 1664, {21}, kActivated, {Activation::kRelu2}, true});
     }
     // More items than clusters of four fit the GPU; a matrix of a decode step.
     cases.push_back({"many_items", numerics, 128, 2048, 1024, {1, 8, 3}, kRowsBf16});
+    cases.push_back({"wide_items", numerics, 128, 1800, 256, {1200, 6, 170}});
     cases.push_back({"one_row", numerics, 128, 2048, 4096, {1}, kRowsBf16});
   }
   return cases;
@@ -107,6 +115,12 @@ void add_activations(const GemmCase& c, Host& h, std::mt19937& random) {
   for (int64_t r = 0; r < h.num_rows; ++r) {
     for (int64_t i = 0; i < c.k; ++i) h.act[r * h.pitch + i] = numerics::e4m3_from_f32(normal(random));
     h.act_scale.push_back(std::ldexp(1.0f + 0.001f * static_cast<float>(random() % 1000), -8));
+  }
+  if (c.extreme_scales) {
+    h.act_scale[5] = std::numeric_limits<float>::infinity();
+    h.act_scale[6] = 0x1p-140f;
+    h.act_scale[7] = 0x1p+100f;
+    h.act_scale[8] = 0x1p-60f;
   }
   // One row holds a NaN, another every code once more.
   if (h.num_rows > 2) h.act[2 * h.pitch + c.k / 2] = numerics::kCanonicalNanE4m3;
@@ -307,6 +321,19 @@ TEST(GemmChoice, ShortGridsShareTheRecords) {
   EXPECT_EQ(chosen(1536, 2048, 128, 512, Numerics::kExact), "64x8");  // enough items
   EXPECT_EQ(chosen(2048, 4096, 1, 1, Numerics::kVllm), "64x8");       // one chain over K
   EXPECT_EQ(chosen(128, 128, 1, 1, Numerics::kExact), "64x8/4");      // one stage: nothing to spread over CTAs
+}
+
+TEST(GemmChoice, ManyRowsTakeTheTileThatConvertsLeast) {
+  const auto* table = kernels::device_table().value();
+  const auto chosen = [&](int64_t n, int64_t k, int64_t experts, int64_t rows, Numerics numerics,
+                          int64_t group) -> std::string {
+    return table->w4a8_configs()[table->choose_w4a8(n, k, experts, rows, numerics, group)].name;
+  };
+  EXPECT_EQ(chosen(1536, 2048, 128, 32768, Numerics::kExact, 128), "128x160");
+  EXPECT_EQ(chosen(5120, 2048, 1, 4096, Numerics::kExact, 0), "128x160");      // 8 waves of pairs against 10
+  EXPECT_EQ(chosen(2048, 4096, 1, 4096, Numerics::kExact, 128), "128x128");    // 4 waves against 4
+  EXPECT_EQ(chosen(1536, 2048, 128, 32768, Numerics::kExact, 64), "128x128");  // several sums a record
+  EXPECT_EQ(chosen(1536, 2048, 128, 32768, Numerics::kVllm, 128), "128x128");  // one chain over K
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, DeviceGemm, ::testing::ValuesIn(gemm_cases()), [](const auto& param_info) {

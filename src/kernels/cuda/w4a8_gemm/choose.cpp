@@ -21,9 +21,12 @@ constexpr GemmConfig kConfigs[] = {
     {"64x16/4", 64, 16, 1, true},
     {"64x16/8", 64, 16, 1, true},
     {"64x16/16", 64, 16, 1, true},
+    // `exact` with groups of 128 or one scale a channel (wide_plan.h); others take it in parts.
+    {"128x160", 128, 160, 1, false},
 };
 constexpr int32_t kLastPlain = 4;
 constexpr int32_t kFirstOf8 = 5, kFirstOf16 = 8;
+constexpr int32_t kWide = 11;
 
 // What a grid should fill. That of H100 and H200 SXM; elsewhere a choice is less good, no result is other.
 constexpr int64_t kMultiprocessors = 132;
@@ -41,6 +44,19 @@ int32_t shared_form(int32_t first, int64_t items, int64_t k, int64_t group_size)
   return chosen;
 }
 
+// One matrix alone is a few waves of pairs of CTAs with 256 out features, so the better of the large tiles is the one
+// whose last wave is fuller. Measured on an H100, ns an item: 1,980 + 610 a record at 128 tokens, 2,200 + 659 at 160.
+// Among many experts the waves are many, and the tiles have loops for few tokens.
+bool wide_is_faster(int64_t n, int64_t k, int64_t hit, int64_t num_rows) {
+  if (hit > 1) return true;
+  const auto time = [&](int64_t tokens, int64_t item_ns, int64_t record_ns) {
+    const int64_t items = (num_rows + tokens - 1) / tokens * ((n + 255) / 256);
+    const int64_t pairs = kMultiprocessors / 2;
+    return (items + pairs - 1) / pairs * (item_ns + record_ns * ((k + 127) / 128));
+  };
+  return time(160, 2200, 659) <= time(128, 1980, 610);
+}
+
 }  // namespace
 
 std::span<const GemmConfig> w4a8_configs() {
@@ -48,7 +64,8 @@ std::span<const GemmConfig> w4a8_configs() {
 }
 
 // The smallest tile that holds the rows of an average expert that has any: while weights bound the time, a second token
-// tile of an expert reads them again. From 64 rows on the large tile does the most operations a byte.
+// tile of an expert reads them again. From 64 rows on the large tiles do the most operations a byte, and of these the
+// wide one converts a weight for the most tokens; it multiplies no more of a token tile than is there.
 int32_t choose_w4a8(int64_t n, int64_t k, int64_t num_experts, int64_t num_rows, Numerics numerics,
                     int64_t group_size) {
   const int64_t hit = std::max<int64_t>(1, std::min(num_experts, num_rows));
@@ -63,7 +80,9 @@ int32_t choose_w4a8(int64_t n, int64_t k, int64_t num_experts, int64_t num_rows,
   for (int32_t i = 0; i < kLastPlain; ++i) {
     if (mean <= kConfigs[i].tokens) return i;
   }
-  return kLastPlain;
+  const bool one_group_a_record = group_size != 32 && group_size != 64;
+  const bool served = numerics == Numerics::kExact && one_group_a_record;
+  return served && wide_is_faster(n, k, hit, num_rows) ? kWide : kLastPlain;
 }
 
 }  // namespace quadrille::kernels::cuda

@@ -36,11 +36,19 @@ inline constexpr TileShape kTileShapes[] = {
     {1, 16, 0, 1, 1, 1},
     {1, 16, 0, 1, 1, 2},
     {1, 16, 0, 1, 1, 4},
+    // the wide tile: wide_plan.h
+    {2, 160, 5, 1, 2},
 };
 inline constexpr int kNumTiles = sizeof(kTileShapes) / sizeof(kTileShapes[0]);
 
-// `vllm` is one chain of steps over K, and 1 x 128 scales have no shared form: the plain tile of as many tokens.
+inline constexpr int kLargeTile = 4;
+inline constexpr int kWideTile = 11;
+static_assert(kTileShapes[kLargeTile].tokens == 128 && kTileShapes[kWideTile].tokens == 160);
+
+// `vllm` is one chain of steps over K, and 1 x 128 scales have no shared form: the plain tile of as many tokens. The wide
+// tile is written for `exact` and groups of 128: elsewhere the large one takes its token tiles in parts.
 inline constexpr int plain_tile(int tile) {
+  if (tile == kWideTile) return kLargeTile;
   if (kTileShapes[tile].k_ctas == 0) return tile;
   int plain = 0;
   while (kTileShapes[plain].tokens != kTileShapes[tile].tokens) ++plain;
@@ -120,6 +128,7 @@ struct GemmArguments {
   int32_t padded_n;
   int32_t row_blocks;  // records over n
   int32_t k_records;   // records over k
+  int32_t parts = 1;   // of the kernel's tokens that a tile of the list is taken in
   bool list_is_known;  // before the predecessor ends
   GemmOutput output;
   numerics::ActivationRule activation;

@@ -36,6 +36,7 @@ GemmArguments arguments_of(const DeviceW4A8Gemm& p) {
   args.padded_n = static_cast<int32_t>(map.padded_n());
   args.row_blocks = static_cast<int32_t>(map.row_blocks());
   args.k_records = static_cast<int32_t>(map.k_records());
+  args.parts = p.config == kWideTile ? ceil_div(kTileShapes[kWideTile].tokens, kTileShapes[kLargeTile].tokens) : 1;
   args.list_is_known = p.list.tiles == nullptr || p.list_is_older;
   args.output = p.output;
   args.activation = p.activation;
@@ -80,6 +81,7 @@ void w4a8_gemm(const DeviceW4A8Gemm& p, device::Stream stream) {
   const GemmArguments args = arguments_of(p);
   if (p.block_scale != nullptr) return launch_group<Arithmetic::kBlock>(p, args, stream);
   if (p.numerics == Numerics::kVllm) return launch_group<Arithmetic::kVllm>(p, args, stream);
+  if (p.config == kWideTile && p.group_size != 32 && p.group_size != 64) return launch_wide(p, args, stream);
   if (kTileShapes[p.config].k_ctas > 0) return launch_shared_form(p, args, stream);
   launch_group<Arithmetic::kExact>(p, args, stream);
 }

@@ -14,6 +14,9 @@ int num_multiprocessors();
 // Work items of at most `tokens` rows by 64 * `blocks` out features.
 int64_t num_items(const DeviceW4A8Gemm& p, const GemmArguments& args, int tokens, int blocks);
 
+// The wide tile (wide_plan.h): `exact`, groups of 128 or one scale a channel.
+void launch_wide(const DeviceW4A8Gemm& p, GemmArguments args, device::Stream stream);
+
 template <int Tile, Arithmetic A, int GroupK>
 void launch_gemm(const DeviceW4A8Gemm& p, const GemmArguments& args, device::Stream stream) {
   using Plan = GemmPlan<Tile, A, GroupK>;

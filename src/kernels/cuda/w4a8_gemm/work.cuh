@@ -26,7 +26,7 @@ struct WorkList {
     row_tiles = (a.row_blocks + kBlocks - 1) / kBlocks;
     const int64_t tiles =
         a.list.tiles != nullptr ? *a.list.num_tiles : (a.list.num_rows + Plan::kTokens - 1) / Plan::kTokens;
-    num_items = static_cast<int32_t>(tiles * row_tiles);
+    num_items = static_cast<int32_t>(tiles * row_tiles) * (a.list.tiles != nullptr ? a.parts : 1);
   }
 
   __device__ WorkItem at(int32_t item) const {
@@ -37,6 +37,24 @@ struct WorkList {
       return {0, static_cast<int32_t>(first), static_cast<int32_t>(left < Plan::kTokens ? left : Plan::kTokens),
               own_tile(item / tiles)};
     }
+    if (args.parts > 1) return part_at(item);
+    return listed(item);
+  }
+
+  __device__ static int32_t first_item() { return static_cast<int32_t>(blockIdx.x) / Plan::kCluster; }
+  __device__ static int32_t item_stride() { return static_cast<int32_t>(gridDim.x) / Plan::kCluster; }
+
+ private:
+  // May have no rows.
+  __device__ WorkItem part_at(int32_t item) const {
+    WorkItem w = listed(item / args.parts);
+    const int32_t first = item % args.parts * Plan::kTokens;
+    w.first_row += first;
+    w.num_rows = max(0, min(w.num_rows - first, Plan::kTokens));
+    return w;
+  }
+
+  __device__ __forceinline__ WorkItem listed(int32_t item) const {
     // The items of an expert fill whole rows of the (tile, row tile) rectangle of its tiles, so any of them names it.
     const TokenTile& near = args.list.tiles[item / row_tiles];
     const int32_t local = item - near.first_tile * row_tiles;
@@ -44,10 +62,6 @@ struct WorkList {
     return {tile.expert, tile.first_row, tile.num_rows, own_tile(local / near.num_tiles)};
   }
 
-  __device__ static int32_t first_item() { return static_cast<int32_t>(blockIdx.x) / Plan::kCluster; }
-  __device__ static int32_t item_stride() { return static_cast<int32_t>(gridDim.x) / Plan::kCluster; }
-
- private:
   __device__ static int32_t own_tile(int32_t cluster_tile) {
     return cluster_tile * Plan::kCluster + static_cast<int32_t>(blockIdx.x) % Plan::kCluster;
   }
