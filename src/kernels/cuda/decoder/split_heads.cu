@@ -1,38 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fused projection of a token, head by head: norm, clip, rotary embedding; q to its rows, k and v into their page.
-// 16 lanes a head of up to 128 dimensions (else 32), a vector of eight dimensions a lane; the head passes through
-// shared memory where lanes need each other's values. A block a token and eight heads of it (four of the wide), or all
-// of them where there are tokens enough: angles, page and weights are fetched once.
+// A block a token and eight heads of it, or up to 64 where there are tokens enough. The heads lie in shared memory: first
+// their sums of squares are found, the two chains of a thread beside those of all others, then one thread a head makes
+// the scale, then a thread takes vectors of eight dimensions, always the same ones, so that it fetches angles once.
+#include <algorithm>
+
 #include "core/check.h"
-#include "kernels/cuda/decoder/bf16_vector.cuh"
+#include "kernels/cuda/decoder/head_vector.cuh"
 #include "kernels/cuda/decoder_kernels.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/moe/warp.cuh"
+#include "kernels/cuda/ptx/barrier.cuh"
 #include "kernels/cuda/ptx/chain.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
-#include "numerics/elementwise.h"
 
 namespace quadrille::kernels::cuda {
 namespace {
 
 constexpr int kLanes = 32;
 constexpr int kThreads = 128;
-constexpr int kVector = kVectorColumns;
-
-__device__ __forceinline__ float low_value(uint32_t word) {
-  return numerics::float_of(word << 16);
-}
-__device__ __forceinline__ float high_value(uint32_t word) {
-  return numerics::float_of(word & 0xffff0000u);
-}
-__device__ __forceinline__ uint32_t word_at(const uint4& v, int i) {
-  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
-}
-
-// NaN stays: both comparisons are false.
-__device__ __forceinline__ float clipped(float x, float bound) {
-  return x > bound ? bound : x < -bound ? -bound : x;
-}
+constexpr int kChainPitch = kLanes + 4;  // floats: 16-byte reads of eight threads meet every bank once
 
 enum class HeadKind { kQuery, kKey, kValue };
 struct Head {
@@ -60,7 +47,7 @@ __device__ __forceinline__ uint4 norm_weights(const DeviceQkv& p, const Head& he
 
 // Of x[width] in global memory, by one warp through its `buffer` of 256 values.
 __device__ __forceinline__ float whole_squares(const uint16_t* x, int64_t width, int lane, uint4* buffer) {
-  constexpr int kHeld = 8;
+  constexpr int kHeld = 4;
   const uint4* vectors = reinterpret_cast<const uint4*>(x);
   const uint16_t* values = reinterpret_cast<const uint16_t*>(buffer);
   const int64_t count = width / kVector;
@@ -89,124 +76,38 @@ __device__ __forceinline__ float whole_squares(const uint16_t* x, int64_t width,
   return warp_tree_sum(sum);
 }
 
-// Of the head in `row`, by its lanes; those of 16 have two chains each.
-template <int Lanes>
-__device__ __forceinline__ float head_squares(const uint4* row, int head_dim, int vec) {
-  if constexpr (Lanes == kLanes) {
-    const uint16_t* values = reinterpret_cast<const uint16_t*>(row);
-    float sum = 0.0f;
+// Chains 2 i and 2 i + 1 of the head in `row`.
+__device__ __forceinline__ float2 two_chains(const uint4* row, int head_dim, int i) {
+  const uint32_t* pairs = reinterpret_cast<const uint32_t*>(row);
+  float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll 4
-    for (int i = vec; i < head_dim; i += kLanes) {
-      const float v = numerics::bf16_to_f32(values[i]);
-      sum = __builtin_fmaf(v, v, sum);
-    }
-    return warp_tree_sum(sum);
-  } else {
-    static_assert(Lanes == kLanes / 2);
-    const uint32_t* pairs = reinterpret_cast<const uint32_t*>(row);
-    float even = 0.0f, odd = 0.0f;
-#pragma unroll 4
-    for (int i = vec; i < head_dim / 2; i += Lanes) {
-      const float low = low_value(pairs[i]), high = high_value(pairs[i]);
-      even = __builtin_fmaf(low, low, even);
-      odd = __builtin_fmaf(high, high, odd);
-    }
-#pragma unroll
-    for (int distance = Lanes / 2; distance > 0; distance /= 2) {
-      even = even + __shfl_xor_sync(kWholeWarp, even, distance);
-      odd = odd + __shfl_xor_sync(kWholeWarp, odd, distance);
-    }
-    return even + odd;
+  for (int j = i; j < head_dim / 2; j += kLanes / 2) {
+    const float low = low_value(pairs[j]), high = high_value(pairs[j]);
+    sum.x = __builtin_fmaf(low, low, sum.x);
+    sum.y = __builtin_fmaf(high, high, sum.y);
   }
+  return sum;
 }
 
-// --- Rotary embedding ---
-
-// Of the lane's eight dimensions. By vector: half the rotated dimensions are a multiple of eight, and the rows of the
-// tables lie on 16 bytes.
-struct Rotation {
-  float cos[kVector];
-  float sin[kVector];  // by vector: negated in the first half
-};
-__device__ __forceinline__ void load_four(const float* from, float* to) {
-  const float4 v = __ldg(reinterpret_cast<const float4*>(from));
-  to[0] = v.x;
-  to[1] = v.y;
-  to[2] = v.z;
-  to[3] = v.w;
+// lane[l] + lane[l + d] for d = 16, 8, 4, 2, 1, by one thread.
+template <int Distance>
+__device__ __forceinline__ void add_halves(float (&lane)[kLanes]) {
+#pragma unroll
+  for (int i = 0; i < Distance; ++i) lane[i] = lane[i] + lane[i + Distance];
+  if constexpr (Distance > 1) add_halves<Distance / 2>(lane);
 }
-template <bool ByVector>
-__device__ __forceinline__ void load_rotation(const DeviceQkv& p, int64_t position, int vec, Rotation& r) {
-  const int half = static_cast<int>(p.rotary_dim) / 2;
-  const int first = vec * kVector;
-  const float* cos = p.cos + position * half;
-  const float* sin = p.sin + position * half;
-  if constexpr (ByVector) {
-    if (first >= 2 * half) return;
-    const int angle = first < half ? first : first - half;
+__device__ __forceinline__ float chain_tree_sum(const float* chains) {
+  float lane[kLanes];
 #pragma unroll
-    for (int j = 0; j < kVector; j += 4) {
-      load_four(cos + angle + j, r.cos + j);
-      load_four(sin + angle + j, r.sin + j);
-    }
-    if (first >= half) return;
-#pragma unroll
-    for (int j = 0; j < kVector; ++j) r.sin[j] = -r.sin[j];
-  } else {
-#pragma unroll
-    for (int j = 0; j < kVector; ++j) {
-      const int i = first + j;
-      if (i >= 2 * half) continue;
-      r.cos[j] = __ldg(cos + (i < half ? i : i - half));
-      r.sin[j] = __ldg(sin + (i < half ? i : i - half));
-    }
+  for (int i = 0; i < kLanes; i += 4) {
+    const float4 v = *reinterpret_cast<const float4*>(chains + i);
+    lane[i] = v.x;
+    lane[i + 1] = v.y;
+    lane[i + 2] = v.z;
+    lane[i + 3] = v.w;
   }
-}
-
-// The lane's values of the head in `row` after the rotation, rounded. rope_first is own * cos - other * sin,
-// rope_second own * cos + other * sin: each product rounded, then the sum; a negated factor negates a rounded product.
-template <bool ByVector>
-__device__ __forceinline__ uint4 rotated(const DeviceQkv& p, const Rotation& r, const uint4* row, int vec,
-                                         const uint4& own) {
-  const int half = static_cast<int>(p.rotary_dim) / 2;
-  const int first = vec * kVector;
-  float x[kVector];
-  unpack(own, x);
-  if constexpr (ByVector) {
-    if (first < 2 * half) {
-      float y[kVector];
-      unpack(row[first < half ? vec + half / kVector : vec - half / kVector], y);
-#pragma unroll
-      for (int j = 0; j < kVector; ++j) x[j] = x[j] * r.cos[j] + y[j] * r.sin[j];
-    }
-  } else {
-    const uint16_t* values = reinterpret_cast<const uint16_t*>(row);
-#pragma unroll
-    for (int j = 0; j < kVector; ++j) {
-      const int i = first + j;
-      if (i >= 2 * half) continue;
-      const float y = numerics::bf16_to_f32(values[i < half ? i + half : i - half]);
-      x[j] = i < half ? numerics::rope_first(x[j], y, r.cos[j], r.sin[j], true)
-                      : numerics::rope_second(y, x[j], r.cos[j], r.sin[j], true);
-    }
-  }
-  return make_uint4(ptx::bf16_pair(x[0], x[1]), ptx::bf16_pair(x[2], x[3]), ptx::bf16_pair(x[4], x[5]),
-                    ptx::bf16_pair(x[6], x[7]));
-}
-
-// --- Norm and clip ---
-
-// rms_norm_value of two values.
-__device__ __forceinline__ uint32_t normed_pair(uint32_t x, float scale, uint32_t weight) {
-  const uint32_t scaled = ptx::bf16_pair(low_value(x) * scale, high_value(x) * scale);
-  return ptx::bf16_pair(low_value(scaled) * low_value(weight), high_value(scaled) * high_value(weight));
-}
-__device__ __forceinline__ uint4 normed(const uint4& x, float scale, const uint4& weight) {
-  return make_uint4(normed_pair(x.x, scale, weight.x), normed_pair(x.y, scale, weight.y),
-                    normed_pair(x.z, scale, weight.z), normed_pair(x.w, scale, weight.w));
-}
-__device__ __forceinline__ uint32_t clipped_pair(uint32_t x, float bound) {
-  return ptx::bf16_pair(clipped(low_value(x), bound), clipped(high_value(x), bound));
+  add_halves<kLanes / 2>(lane);
+  return lane[0];
 }
 
 // --- Where heads go ---
@@ -262,18 +163,64 @@ __device__ __forceinline__ void find_whole_scales(const DeviceQkv& p, const uint
   __syncthreads();  // both scales stand
 }
 
+// What lies in shared memory for `heads` heads of `lanes` vectors each.
+struct Room {
+  uint4* rows;    // [heads, lanes]
+  float* chains;  // [heads, kChainPitch]
+  float* scales;  // [heads]
+};
+constexpr int64_t shared_bytes(int64_t heads, int64_t lanes) {
+  return heads * (lanes * 16 + kChainPitch * 4 + 4);
+}
+
+// Heads [first, first + count) of a token.
+struct Heads {
+  int first, count;
+};
+
+// Scales of the heads that have a norm each. Ends with the block in step.
+__device__ __forceinline__ void find_head_scales(const DeviceQkv& p, const Heads& heads, int lanes, const Room& room) {
+  constexpr int kPairs = kLanes / 2;  // of chains
+  const int head_dim = static_cast<int>(p.pages.head_dim);
+  const int normed = min(heads.count, static_cast<int>(p.num_heads + p.pages.num_kv_heads) - heads.first);
+  for (int i = static_cast<int>(threadIdx.x); i < normed * kPairs; i += kThreads) {
+    const int head = i / kPairs, pair = i % kPairs;
+    *reinterpret_cast<float2*>(room.chains + head * kChainPitch + 2 * pair) =
+        two_chains(room.rows + head * lanes, head_dim, pair);
+  }
+  __syncthreads();  // all chains stand
+  for (int i = static_cast<int>(threadIdx.x); i < normed; i += kThreads) {
+    room.scales[i] = numerics::rms_scale(chain_tree_sum(room.chains + i * kChainPitch), head_dim, p.eps);
+  }
+  __syncthreads();  // all scales stand
+}
+
+// The lane's vector after norm and clip.
+__device__ __forceinline__ uint4 scaled_vector(const DeviceQkv& p, const Head& head, int vec, float scale, uint4 v) {
+  if (has_norm(p, head)) v = normed(v, scale, norm_weights(p, head, vec));
+  if (p.clip != 0.0f) {
+    v = make_uint4(clipped_pair(v.x, p.clip), clipped_pair(v.y, p.clip), clipped_pair(v.z, p.clip),
+                   clipped_pair(v.w, p.clip));
+  }
+  return v;
+}
+// 16 lanes a head of up to 128 dimensions, else 32.
 template <int Lanes, bool ByVector>
-__global__ void __launch_bounds__(kThreads) split_heads_kernel(const __grid_constant__ DeviceQkv p) {
+__global__ void __launch_bounds__(kThreads, 8)
+    split_heads_kernel(const __grid_constant__ DeviceQkv p, int heads_per_block) {
   constexpr int kGroups = kThreads / Lanes;
-  __shared__ uint4 rows[kThreads];
-  __shared__ float scales[2];
+  extern __shared__ __align__(16) uint8_t shared[];
+  Room room;
+  room.rows = reinterpret_cast<uint4*>(shared);
+  room.chains = reinterpret_cast<float*>(room.rows + heads_per_block * Lanes);
+  room.scales = room.chains + heads_per_block * kChainPitch;
   const int vec = static_cast<int>(threadIdx.x) % Lanes;
   const int group = static_cast<int>(threadIdx.x) / Lanes;
-  uint4* const row = rows + group * Lanes;
   const int64_t t = blockIdx.x;
   const int head_dim = static_cast<int>(p.pages.head_dim);
-  const int num_heads = static_cast<int>(p.num_heads + 2 * p.pages.num_kv_heads);
-  const int step = static_cast<int>(gridDim.y) * kGroups;
+  Heads heads;
+  heads.first = static_cast<int>(blockIdx.y) * heads_per_block;
+  heads.count = min(heads_per_block, static_cast<int>(p.num_heads + 2 * p.pages.num_kv_heads) - heads.first);
   const int64_t position = p.position[t];
   if (position < 0) {
     ptx::wait_for_predecessor();
@@ -287,56 +234,42 @@ __global__ void __launch_bounds__(kThreads) split_heads_kernel(const __grid_cons
   const Places places(p, t, position, page, vec);
   const bool holds = vec * kVector < head_dim;
   const bool is_stored = vec * kVector < layout::padded_head_dim(head_dim);
-  int i = static_cast<int>(blockIdx.y) * kGroups + group;
-  Head head = head_of(p, i);
-  const uint4 none = make_uint4(0, 0, 0, 0);
-  uint4 weight = i < num_heads ? norm_weights(p, head, vec) : none;
   ptx::wait_for_predecessor();
   ptx::let_successor_start();
   const uint16_t* x = p.qkv + t * p.qkv_pitch;
-  const auto load = [&](int head_at) {
-    return holds && head_at < num_heads ? *reinterpret_cast<const uint4*>(x + head_at * head_dim + vec * kVector) : none;
-  };
-  uint4 v = load(i);
-  if (p.norm == HeadNorm::kWholeProjection) find_whole_scales(p, x, t, rows, scales);
-  for (int base = static_cast<int>(blockIdx.y) * kGroups; base < num_heads; base += step) {
-    const Head now = head;
-    const bool is_head = i < num_heads;
-    uint4 own = v;
-    const uint4 own_weight = weight;
-    i += step;
-    v = load(i);
-    if (i < num_heads) {
-      head = head_of(p, i);
-      weight = norm_weights(p, head, vec);
+  float query_scale = 0.0f, key_scale = 0.0f;  // of the whole projection
+  if (p.norm == HeadNorm::kWholeProjection) {
+    find_whole_scales(p, x, t, room.rows, room.scales);
+    query_scale = room.scales[0];
+    key_scale = room.scales[1];
+  }
+  for (int i = group; i < heads.count; i += kGroups) {
+    const uint16_t* from = x + (heads.first + i) * head_dim + vec * kVector;
+    ptx::copy16_async(ptx::shared_address(room.rows + i * Lanes + vec), holds ? from : x, holds);
+  }
+  ptx::copies_commit();
+  ptx::copies_wait<0>();
+  if (p.norm == HeadNorm::kPerHead) {
+    __syncthreads();  // all heads stand
+    find_head_scales(p, heads, Lanes, room);
+  }
+  for (int base = 0; base < heads.count; base += kGroups) {
+    const int i = base + group;
+    const bool is_head = i < heads.count;
+    const Head head = head_of(p, heads.first + i);
+    uint4* row = room.rows + (is_head ? i : 0) * Lanes;
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (is_head) {
+      float scale = head.kind == HeadKind::kQuery ? query_scale : key_scale;
+      if (p.norm == HeadNorm::kPerHead) scale = room.scales[i];
+      v = scaled_vector(p, head, vec, scale, row[vec]);
+      row[vec] = v;
     }
-    if (p.norm == HeadNorm::kPerHead) {
-      row[vec] = own;
-      __syncwarp();  // the heads of the warp stand
-      const float scale = numerics::rms_scale(head_squares<Lanes>(row, head_dim, vec), head_dim, p.eps);
-      if (has_norm(p, now)) own = normed(own, scale, own_weight);
-      __syncwarp();  // they have been read
-    } else if (has_norm(p, now)) {
-      own = normed(own, now.kind == HeadKind::kQuery ? scales[0] : scales[1], own_weight);
-    }
-    if (p.clip != 0.0f) {
-      own = make_uint4(clipped_pair(own.x, p.clip), clipped_pair(own.y, p.clip), clipped_pair(own.z, p.clip),
-                       clipped_pair(own.w, p.clip));
-    }
-    row[vec] = own;
-    __syncwarp();  // the heads stand again
-    // Values are not rotated, but a NaN of theirs gets its one face, too.
-    uint4 result;
-    if (now.kind == HeadKind::kValue || p.rotary_dim == 0) {
-      float plain[kVector];
-      unpack(own, plain);
-      result = make_uint4(ptx::bf16_pair(plain[0], plain[1]), ptx::bf16_pair(plain[2], plain[3]),
-                          ptx::bf16_pair(plain[4], plain[5]), ptx::bf16_pair(plain[6], plain[7]));
-    } else {
-      result = rotated<ByVector>(p, rotation, row, vec, own);
-    }
-    __syncwarp();  // they have been read
-    if (is_head && (now.kind == HeadKind::kQuery ? holds : is_stored)) places.store(now, head_dim, result);
+    __syncwarp();  // the heads of the warp stand, normed
+    if (!is_head) continue;
+    const bool rotates = head.kind != HeadKind::kValue && p.rotary_dim > 0;
+    v = rotates ? rotated<ByVector>(p, rotation, row, vec, v) : canonical_vector(v);
+    if (head.kind == HeadKind::kQuery ? holds : is_stored) places.store(head, head_dim, v);
   }
 }
 
@@ -344,7 +277,7 @@ bool on_16_bytes(const void* memory) {
   return reinterpret_cast<uintptr_t>(memory) % 16 == 0;
 }
 
-using SplitKernel = void (*)(DeviceQkv);
+using SplitKernel = void (*)(DeviceQkv, int);
 
 }  // namespace
 
@@ -367,11 +300,15 @@ void split_heads(const DeviceQkv& p, device::Stream stream) {
   const bool by_vector = p.rotary_dim % 16 == 0 && on_16_bytes(p.cos) && on_16_bytes(p.sin);
   const SplitKernel kernel = is_wide ? (by_vector ? split_heads_kernel<32, true> : split_heads_kernel<32, false>)
                                      : (by_vector ? split_heads_kernel<16, true> : split_heads_kernel<16, false>);
-  // With tokens enough a block takes all heads of one.
-  constexpr int64_t kEnoughTokens = 512;
-  const int64_t parts = p.num_tokens >= kEnoughTokens ? 1 : ceil_div(num_heads, kThreads / (is_wide ? 32 : 16));
-  const dim3 grid(static_cast<unsigned>(p.num_tokens), static_cast<unsigned>(parts));
-  launch_chained(kernel, grid, dim3(kThreads), 0, native(stream), p);
+  const int64_t lanes = is_wide ? 32 : 16;
+  constexpr int64_t kEnoughTokens = 256;
+  constexpr int64_t kMostHeads = 64, kFewHeads = 8;  // of a block
+  constexpr int64_t kLeastHeads = 4;                 // room for the buffers of find_whole_scales
+  const int64_t most = p.num_tokens >= kEnoughTokens ? kMostHeads : kFewHeads;
+  const int64_t heads = std::clamp(num_heads, kLeastHeads, most);
+  const dim3 grid(static_cast<unsigned>(p.num_tokens), static_cast<unsigned>(ceil_div(num_heads, heads)));
+  const int64_t room = shared_bytes(heads, lanes);
+  launch_chained(kernel, grid, dim3(kThreads), static_cast<size_t>(room), native(stream), p, static_cast<int>(heads));
   check_launch("split_heads");
 }
 
