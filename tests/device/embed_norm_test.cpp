@@ -119,7 +119,7 @@ TEST_F(EmbedNormTest, ExpertsRowsAsTheUpdate) {
       {5, 64, 2, true, true, false, true},     {64, 2048, 8, true, true, true, false},
       {21, 40, 1, false, false, false, true},  {37, 4096, 6, true, false, false, true},
       {9, 16384, 11, true, true, true, false}, {4096, 2048, 8, true, false, false, false},
-      {700, 8, 9, true, true, true, true}};
+      {700, 8, 9, true, true, true, true},     {1800, 64, 9, true, true, true, false}};
   std::mt19937 random(6);
   for (const Shape& s : shapes) {
     SCOPED_TRACE(fmt::format("{} tokens of {}, top {}", s.tokens, s.width, s.top_k));

@@ -23,14 +23,15 @@ __device__ __forceinline__ uint4 vector_at(const uint16_t* rows, int64_t row, in
   return *(reinterpret_cast<const uint4*>(rows + row * width) + i);
 }
 
-// Slots and weights of a row, kRowsAtOnce at a time.
+// Slots and weights of a row, kAtOnce at a time.
+template <int kAtOnce>
 struct Routes {
-  int32_t slot[kRowsAtOnce];
-  float weight[kRowsAtOnce];
+  int32_t slot[kAtOnce];
+  float weight[kAtOnce];
 
   __device__ __forceinline__ void load(const DeviceCombine& p, int64_t t, int64_t first) {
 #pragma unroll
-    for (int j = 0; j < kRowsAtOnce; ++j) {
+    for (int j = 0; j < kAtOnce; ++j) {
       const bool exists = first + j < p.top_k;
       slot[j] = exists ? p.slot[t * p.top_k + first + j] : -1;
       weight[j] = exists && p.weight != nullptr ? p.weight[t * p.top_k + first + j] : 1.0f;
@@ -39,7 +40,8 @@ struct Routes {
 };
 
 // Vector i of row t of the combine's result: the chain of combine.cu. `routes`: the row's first.
-__device__ __forceinline__ uint4 combined(const DeviceCombine& p, int64_t t, int64_t i, Routes routes) {
+template <int kAtOnce>
+__device__ __forceinline__ uint4 combined(const DeviceCombine& p, int64_t t, int64_t i, Routes<kAtOnce> routes) {
   const int64_t column = i * kVectorColumns;
   uint4 shared_row = {};
   float gate = 1.0f;
@@ -48,17 +50,17 @@ __device__ __forceinline__ uint4 combined(const DeviceCombine& p, int64_t t, int
     if (p.shared_gate != nullptr) gate = p.shared_gate[t];
   }
   Bf16Columns columns = {};
-  for (int64_t first = 0; first < p.top_k; first += kRowsAtOnce) {
-    uint4 row[kRowsAtOnce];
+  for (int64_t first = 0; first < p.top_k; first += kAtOnce) {
+    uint4 row[kAtOnce];
 #pragma unroll
-    for (int j = 0; j < kRowsAtOnce; ++j) {
+    for (int j = 0; j < kAtOnce; ++j) {
       if (routes.slot[j] >= 0) row[j] = *reinterpret_cast<const uint4*>(p.rows + routes.slot[j] * p.width + column);
     }
 #pragma unroll
-    for (int j = 0; j < kRowsAtOnce; ++j) {
+    for (int j = 0; j < kAtOnce; ++j) {
       if (routes.slot[j] >= 0) columns.add(routes.weight[j], row[j]);
     }
-    if (first + kRowsAtOnce < p.top_k) routes.load(p, t, first + kRowsAtOnce);
+    if (first + kAtOnce < p.top_k) routes.load(p, t, first + kAtOnce);
   }
   if (p.shared != nullptr) columns.add(gate, shared_row);
   return columns.result();
@@ -119,9 +121,9 @@ __device__ __forceinline__ float scale_of_block(float absmax, uint32_t* of_warps
 }
 
 // kOneVector: no thread has more than one vector of the row, which stays in registers; else the row lives in shared
-// memory. kCombines: the update is that of p.combine.
-template <bool kOneVector, bool kCombines>
-__global__ void __launch_bounds__(kMostThreads) add_norm_kernel(const __grid_constant__ DeviceAddNorm p) {
+// memory. kAtOnce: the update is that of p.combine, so many of a token's rows at once; 0: it is not.
+template <bool kOneVector, int kAtOnce, int kThreads = kMostThreads>
+__global__ void __launch_bounds__(kThreads, kThreads == kMostThreads ? 1 : 4) add_norm_kernel(const __grid_constant__ DeviceAddNorm p) {
   extern __shared__ __align__(16) uint4 row[];
   __shared__ float norm_scale;
   __shared__ uint32_t of_warps[kLanes];
@@ -140,7 +142,8 @@ __global__ void __launch_bounds__(kMostThreads) add_norm_kernel(const __grid_con
       for (int i = own; i < vectors; i += threads) step(i, row[i]);
     }
   };
-  Routes routes;
+  constexpr bool kCombines = kAtOnce != 0;
+  Routes<kCombines ? kAtOnce : 1> routes;
   const bool is_early = kCombines && p.routes_are_older;
   if (is_early) routes.load(p.combine, p.rows == nullptr ? r : p.rows[r], 0);
   ptx::wait_for_predecessor();
@@ -211,9 +214,12 @@ void add_norm(const DeviceAddNorm& p, device::Stream stream) {
   const bool one = vectors <= kMostThreads;
   const int64_t threads = one ? (vectors + kLanes - 1) / kLanes * kLanes : kMostThreads;
   const bool combines = p.combine.rows != nullptr;
-  auto* combining = one ? add_norm_kernel<true, true> : add_norm_kernel<false, true>;
-  auto* kernel = combines ? combining
-                          : (one ? add_norm_kernel<true, false> : add_norm_kernel<false, false>);
+  // Of many rows more blocks a multiprocessor are worth more than all rows of a token in flight.
+  constexpr int kMany = 512, kSmallBlock = 256;
+  auto* combining = p.num_rows > kMany && threads <= kSmallBlock ? add_norm_kernel<true, 4, kSmallBlock>
+                    : one                                        ? add_norm_kernel<true, kRowsAtOnce>
+                                                                 : add_norm_kernel<false, kRowsAtOnce>;
+  auto* kernel = combines ? combining : one ? add_norm_kernel<true, 0> : add_norm_kernel<false, 0>;
   launch_chained(kernel, static_cast<unsigned>(p.num_rows), static_cast<unsigned>(threads),
                  static_cast<size_t>(p.width * 2), native(stream), p);
   check_launch("add_norm");
