@@ -51,10 +51,12 @@ struct TileItem {
   const int32_t* pages;  // of the blocks, from the first one on
 
   __device__ __forceinline__ TileItem(const AttentionArguments& args, int64_t item) {
-    const int64_t pairs = args.head_pairs();
-    tile = args.p.tiles[args.p.num_tiles - 1 - item / pairs];
-    kv = item % pairs / args.heads.tiles();
-    head_tile = item % args.heads.tiles();
+    // In 32 bits: a launch has fewer than 2^22 items.
+    const auto pairs = static_cast<uint32_t>(args.head_pairs()), head_tiles = static_cast<uint32_t>(args.heads.tiles());
+    const auto own = static_cast<uint32_t>(item);
+    tile = args.p.tiles[args.p.num_tiles - 1 - own / pairs];
+    kv = own % pairs / head_tiles;
+    head_tile = own % head_tiles;
     seen = seen_by_tile(args, tile);
     blocks = seen_blocks(seen);
     pages = args.p.pages.table + args.p.sequence[tile.first_token] * args.p.pages.table_stride + blocks.first;
