@@ -315,12 +315,12 @@ TEST(GemmChoice, ShortGridsShareTheRecords) {
     return table->w4a8_configs()[table->choose_w4a8(n, k, experts, rows, numerics, 128)].name;
   };
   EXPECT_EQ(chosen(2048, 4096, 1, 1, Numerics::kExact), "64x8/16");
-  EXPECT_EQ(chosen(5120, 2048, 1, 1, Numerics::kExact), "64x8/4");
-  EXPECT_EQ(chosen(1536, 2048, 128, 8, Numerics::kExact), "64x8/4");
-  EXPECT_EQ(chosen(2048, 768, 128, 8, Numerics::kExact), "64x8/4");
-  EXPECT_EQ(chosen(1536, 2048, 128, 512, Numerics::kExact), "64x8");  // enough items
-  EXPECT_EQ(chosen(2048, 4096, 1, 1, Numerics::kVllm), "64x8");       // one chain over K
-  EXPECT_EQ(chosen(128, 128, 1, 1, Numerics::kExact), "64x8/4");      // one stage: nothing to spread over CTAs
+  EXPECT_EQ(chosen(2048, 4096, 1, 16, Numerics::kExact), "64x16/8");
+  EXPECT_EQ(chosen(2048, 4096, 1, 64, Numerics::kExact), "64x16");
+  EXPECT_EQ(chosen(5120, 2048, 1, 1, Numerics::kExact), "64x8/8");
+  EXPECT_EQ(chosen(1536, 2048, 128, 8, Numerics::kExact), "64x8");  // enough items
+  EXPECT_EQ(chosen(2048, 4096, 1, 1, Numerics::kVllm), "64x8");     // one chain over K
+  EXPECT_EQ(chosen(128, 128, 1, 1, Numerics::kExact), "64x8");      // one stage: nothing to spread over CTAs
 }
 
 TEST(GemmChoice, ManyRowsTakeTheTileThatConvertsLeast) {
