@@ -27,12 +27,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksAMultiprocessor) products_ker
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // the tensor cores read what the threads wrote
   __syncthreads();
   const uint64_t descriptor = ptx::swizzled_descriptor(ptx::shared_address(tokens));
+  // One chain over all loops: sums that begin anew leave the loop before them dead, and ptxas drops its products.
   float sum[kTokens / 2] = {};
   for (int64_t loop = 0; loop < p.loops; ++loop) {
     ptx::pin(sum);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) ptx::wgmma<kTokens>(sum, weights + s * 4, descriptor + s * 2, s > 0);
+    for (int s = 0; s < kSteps; ++s) ptx::wgmma<kTokens>(sum, weights + s * 4, descriptor + s * 2, true);
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
     ptx::pin(sum);
