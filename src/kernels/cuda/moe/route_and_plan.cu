@@ -47,21 +47,35 @@ int64_t gathered_bytes(const RouteAndPlan& p) {
 template <int kTokens>
 struct Dots {
   static constexpr int kOwn = kTokens / 2;  // tokens of a thread
+  static constexpr int kBatch = 8;
   float sum[kOwn][2] = {};
 
   __device__ __forceinline__ void run(const uint16_t* x, const uint16_t* w, int k, int lane) {
     const int half = lane / 16;
     const uint32_t* x_words = reinterpret_cast<const uint32_t*>(x) + half * (x_pitch(k) / 2);
     const uint32_t* w_words = reinterpret_cast<const uint32_t*>(w);
-#pragma unroll 8
-    for (int i = lane % 16; i < k / 2; i += 16) {
-      const uint32_t of_w = w_words[i];
-      const float low = numerics::float_of(of_w << 16), high = numerics::float_of(of_w & 0xffff0000u);
+    const int pitch = static_cast<int>(x_pitch(k));
+    int i = lane % 16;
+    for (; i + (kBatch - 1) * 16 < k / 2; i += kBatch * 16) steps<kBatch>(x_words + i, w_words + i, pitch);
+    for (; i < k / 2; i += 16) steps<1>(x_words + i, w_words + i, pitch);
+  }
+  // kCount steps of the chains, with all loads in front.
+  template <int kCount>
+  __device__ __forceinline__ void steps(const uint32_t* x, const uint32_t* w, int pitch) {
+    uint32_t of_w[kCount], of_x[kCount][kOwn];
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      of_w[j] = w[j * 16];
+#pragma unroll
+      for (int t = 0; t < kOwn; ++t) of_x[j][t] = x[t * pitch + j * 16];
+    }
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      const float low = numerics::float_of(of_w[j] << 16), high = numerics::float_of(of_w[j] & 0xffff0000u);
 #pragma unroll
       for (int t = 0; t < kOwn; ++t) {
-        const uint32_t of_x = x_words[t * x_pitch(k) + i];
-        sum[t][0] = __builtin_fmaf(numerics::float_of(of_x << 16), low, sum[t][0]);
-        sum[t][1] = __builtin_fmaf(numerics::float_of(of_x & 0xffff0000u), high, sum[t][1]);
+        sum[t][0] = __builtin_fmaf(numerics::float_of(of_x[j][t] << 16), low, sum[t][0]);
+        sum[t][1] = __builtin_fmaf(numerics::float_of(of_x[j][t] & 0xffff0000u), high, sum[t][1]);
       }
     }
   }
@@ -84,12 +98,25 @@ struct Dots {
 
 template <>
 struct Dots<1> {
+  static constexpr int kBatch = 16;
   float sum = 0.0f;
 
   __device__ __forceinline__ void run(const uint16_t* x, const uint16_t* w, int k, int lane) {
-#pragma unroll 16
-    for (int i = lane; i < k; i += kWarp) {
-      sum = __builtin_fmaf(numerics::bf16_to_f32(x[i]), numerics::bf16_to_f32(w[i]), sum);
+    int i = lane;
+    for (; i + (kBatch - 1) * kWarp < k; i += kBatch * kWarp) steps<kBatch>(x + i, w + i);
+    for (; i < k; i += kWarp) steps<1>(x + i, w + i);
+  }
+  template <int kCount>
+  __device__ __forceinline__ void steps(const uint16_t* x, const uint16_t* w) {
+    uint16_t of_x[kCount], of_w[kCount];
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      of_x[j] = x[j * kWarp];
+      of_w[j] = w[j * kWarp];
+    }
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      sum = __builtin_fmaf(numerics::bf16_to_f32(of_x[j]), numerics::bf16_to_f32(of_w[j]), sum);
     }
   }
   __device__ __forceinline__ float logit(int) { return numerics::canonical(warp_tree_sum(sum)); }
