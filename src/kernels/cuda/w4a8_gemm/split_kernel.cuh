@@ -23,10 +23,20 @@ struct SplitPlace {
   uint8_t* shared;
   uint32_t base;  // its address
   int ctas;
+  int log_ctas;  // a division costs some 150 clocks before the first byte is asked for
   int rank;
-  __device__ int first_item() const { return static_cast<int>(blockIdx.x) / ctas; }
-  __device__ int item_stride() const { return static_cast<int>(gridDim.x) / ctas; }
+  __device__ int first_item() const { return static_cast<int>(blockIdx.x) >> log_ctas; }
+  __device__ int item_stride() const { return static_cast<int>(gridDim.x) >> log_ctas; }
 };
+
+// The item; of a matrix with one token tile without asking the list's divisions.
+template <typename Plan>
+__device__ __forceinline__ WorkItem split_item(const GemmArguments& args, const WorkList<Plan>& work, int item) {
+  if (args.list.tiles == nullptr && args.list.num_rows <= Plan::kTokens) {
+    return {0, 0, static_cast<int32_t>(args.list.num_rows), item};
+  }
+  return work.at(item);
+}
 
 // One thread. Weights are written by no kernel, so they are fetched before the predecessor has ended.
 template <typename Plan>
@@ -35,7 +45,7 @@ __device__ __forceinline__ void split_produce(const GemmArguments& args, const S
   const WorkList<Plan> work(args);
   RingPlace<Plan::kStages> ring;
   for (int item = at.first_item(); item < work.num_items; item += at.item_stride()) {
-    const WorkItem w = work.at(item);
+    const WorkItem w = split_item<Plan>(args, work, item);
     const uint8_t* weights = args.weights + w.expert * args.expert_stride +
                              static_cast<int64_t>(w.row_tile) * args.k_records * Plan::kRecordBytes;
     for (int first = Plan::kSharers * at.rank; first < args.k_records; first += Plan::kSharers * at.ctas) {
@@ -58,14 +68,14 @@ class SplitSharer {
       : args_(args), at_(at), sharer_(sharer), thread_(thread), lane_(thread % 32) {
     // Warp q of every sharer holds rows 16 q.. of the 64: quarter q, which one CTA owns.
     const int quarter = thread / 32;
-    const int quarters = 4 / at.ctas;
-    target_ = at.ctas > 1 ? ptx::address_in(at.base, quarter / quarters) - at.base : 0;
-    slot_ = quarter % quarters;
+    const int log_quarters = 2 - at.log_ctas;
+    target_ = at.ctas > 1 ? ptx::address_in(at.base, quarter >> log_quarters) - at.base : 0;
+    slot_ = quarter & ((1 << log_quarters) - 1);
   }
 
   __device__ __forceinline__ void run(const WorkList<Plan>& work, int item) {
-    const WorkItem w = work.at(item);
-    const int num_passes = (args_.k_records + stride() - 1) / stride();
+    const WorkItem w = split_item<Plan>(args_, work, item);
+    const int num_passes = (args_.k_records + stride() - 1) >> (2 + at_.log_ctas);
     float total[Plan::kBlocks] = {};
     uint4 pieces[Plan::kVectors];
     RecordRegisters<Plan::kGroups> record;
@@ -93,7 +103,7 @@ class SplitSharer {
     load_factors(w, factor);  // on its way while the last sums arrive
     chain(w, num_passes - 1, total);
     // Asked again: expert and out features would cost registers during the loop.
-    if (chains()) store(work.at(item), total, factor);
+    if (chains()) store(split_item<Plan>(args_, work, item), total, factor);
   }
 
  private:
@@ -102,7 +112,7 @@ class SplitSharer {
   __device__ __forceinline__ int stride() const { return Plan::kSharers * at_.ctas; }  // records of a pass
   // Warpgroup j owns the quarter j of those that are here; the others only multiply.
   __device__ __forceinline__ bool chains() const { return sharer_ * at_.ctas < 4; }
-  __device__ __forceinline__ int own_quarter() const { return at_.rank * (4 / at_.ctas) + sharer_; }
+  __device__ __forceinline__ int own_quarter() const { return (at_.rank << (2 - at_.log_ctas)) + sharer_; }
 
   __device__ __forceinline__ void take_record(bool mine, RecordRegisters<Plan::kGroups>& record) {
     const int stage = __shfl_sync(0xffffffffu, ring_.stage, 0);
@@ -299,7 +309,7 @@ template <typename Plan>
 __global__ void __launch_bounds__(Plan::kThreads, Plan::kCtas)
     w4a8_split_kernel(const __grid_constant__ GemmArguments args, int ctas) {
   extern __shared__ __align__(1024) uint8_t shared[];
-  const SplitPlace at{shared, ptx::shared_address(shared), ctas, ctas > 1 ? ptx::cluster_rank() : 0};
+  const SplitPlace at{shared, ptx::shared_address(shared), ctas, ctas >> 1, ctas > 1 ? ptx::cluster_rank() : 0};
   const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
   if (threadIdx.x == 0) {
     for (int s = 0; s < Plan::kStages; ++s) {
