@@ -48,11 +48,11 @@ struct DeviceAddNorm {
   // The combine's slots and weights (and `rows`) were written before the kernel directly in front of this one in the
   // stream, so they may be read while that one still runs.
   bool routes_are_older = false;
-  const uint16_t* weight = nullptr;   // [width] bf16; null: only the sum is formed
-  uint16_t* normed = nullptr;         // out [num_rows, width] bf16, or null
-  uint8_t* act = nullptr;             // out [num_rows, act_pitch] e4m3, columns behind width 0; or null
-  int64_t act_pitch = 0;              // bytes, a multiple of 16 that holds the row
-  float* act_scale = nullptr;         // out [num_rows], with act
+  const uint16_t* weight = nullptr;  // [width] bf16; null: only the sum is formed
+  uint16_t* normed = nullptr;        // out [num_rows, width] bf16, or null
+  uint8_t* act = nullptr;            // out [num_rows, act_pitch] e4m3, columns behind width 0; or null
+  int64_t act_pitch = 0;             // bytes, a multiple of 16 that holds the row
+  float* act_scale = nullptr;        // out [num_rows], with act
 };
 
 // --- Heads -----------------------------------------------------------------------------------------------------------
@@ -147,8 +147,8 @@ inline AttentionPlan plan_attention(const int32_t* sequence, int64_t num_tokens,
 // So the bits of a row depend on its sequence alone: not on prefill, chunk, decode, batch, or how blocks are spread.
 // Keys and values of positions up to the query's own must be finite for that; others are never used.
 // What is read before the kernel enqueued directly before has ended: position, sequence, singles, the page table, and
-// keys and values of blocks that hold no position above that of a single less kLongestSingles. A step's tokens of one
-// sequence stand side by side.
+// keys and values of positions up to that of a single less kLongestSingles. A step's tokens of one sequence stand side
+// by side.
 struct DeviceAttention {
   int64_t num_heads = 0;     // query heads of this rank
   int64_t heads_per_kv = 0;  // of the whole model

@@ -132,18 +132,19 @@ struct SingleWork {
   bool is_spread;
 
   __device__ __forceinline__ explicit SingleWork(const AttentionArguments& args) {
-    const int64_t pairs = args.head_pairs();
-    int64_t item = blockIdx.x;
-    part = item % args.parts;
-    item /= args.parts;
+    // A division of 64 bits takes some hundred clocks, and everything waits for these.
+    const auto parts = static_cast<uint32_t>(args.parts), pairs = static_cast<uint32_t>(args.head_pairs());
+    const auto tiles = static_cast<uint32_t>(args.heads.tiles());
+    const uint32_t item = blockIdx.x / parts;
+    part = blockIdx.x % parts;
     single = item / pairs;
-    kv = item % pairs / args.heads.tiles();
-    head_tile = item % args.heads.tiles();
+    kv = item % pairs / tiles;
+    head_tile = item % tiles;
     token = args.p.singles == nullptr ? single : args.p.singles[single];
     position = args.p.position[token];
     seen = seen_keys(position, args.p.window);
     blocks = seen_blocks(seen);
-    length = blocks_of_part(blocks.count, args.parts, args.least);
+    length = blocks_of_part(static_cast<uint32_t>(blocks.count), parts, static_cast<uint32_t>(args.least));
     if (blocks.count > args.most_blocks) length = blocks.count;
     is_spread = length < blocks.count;
     begin = part * length < blocks.count ? part * length : blocks.count;
@@ -156,18 +157,38 @@ struct SingleWork {
     const SeenPart part = seen_in_block(seen, blocks.first + i);
     return {{part.first, part.first}, {part.last, part.last}};
   }
-  // Whether no position of block i is of this step, whose tokens of one sequence are kLongestSingles at most.
-  __device__ __forceinline__ bool is_old(int64_t i) const {
-    return (blocks.first + i + 1) * kKeyBlock <= position - (kLongestSingles - 1);
+  // The first position of block i that may be of this step, whose tokens of one sequence are kLongestSingles at most;
+  // kKeyBlock or more: none.
+  __device__ __forceinline__ int fresh_from(int64_t i) const {
+    const int64_t from = position - (kLongestSingles - 1) - (blocks.first + i) * kKeyBlock;
+    return from < 0 ? 0 : static_cast<int>(from);
   }
   // Whether the CTA's cluster has blocks of a single that is spread.
   __device__ __forceinline__ bool cluster_works(const AttentionArguments& args) const {
-    return part / args.cluster * args.cluster * length < blocks.count;
+    return (part & ~(args.cluster - 1)) * length < blocks.count;
   }
+  // In its cluster, of a power of two.
+  __device__ __forceinline__ int64_t rank(const AttentionArguments& args) const { return part & (args.cluster - 1); }
   __device__ __forceinline__ int64_t clusters(const AttentionArguments& args) const {
-    return (blocks.count + args.cluster * length - 1) / (args.cluster * length);
+    const auto blocks_of_cluster = static_cast<uint32_t>(args.cluster * length);
+    return (static_cast<uint32_t>(blocks.count) + blocks_of_cluster - 1) / blocks_of_cluster;
   }
 };
+
+// Positions [from, last] of a block that was fetched while the predecessor still wrote them, again: their rows of every
+// chunk of keys and of values, as they lie in the page (layout/kv_tile.h). `tile`: of the KV head in the page. All lanes
+// of a warp, behind the wait for the predecessor and for both halves of the block.
+template <int Dim>
+__device__ __forceinline__ void fetch_fresh(uint8_t* block, const uint16_t* tile, int from, int last) {
+  constexpr unsigned kRow = layout::KvTile::kChunkDims / 8, kChunk = layout::KvTile::kChunkSize / 8;  // vectors
+  const unsigned rows = static_cast<unsigned>(last - from + 1) * kRow;
+  const uint4* source = reinterpret_cast<const uint4*>(tile);
+  for (unsigned i = threadIdx.x % 32; i < 2 * Tile<Dim>::kChunks * rows; i += 32) {
+    const unsigned at = i / rows * kChunk + static_cast<unsigned>(from) * kRow + i % rows;
+    reinterpret_cast<uint4*>(block)[at] = __ldcg(source + at);
+  }
+  __syncwarp();  // they stand for the whole warp
+}
 
 template <int Dim>
 __device__ __forceinline__ void clear_padding(const AttentionArguments& args, const SingleWork& work) {
@@ -210,7 +231,7 @@ __device__ __forceinline__ bool is_last_cluster(const AttentionArguments& args, 
   const int64_t clusters = work.clusters(args);
   if (clusters == 1) return true;
   uint32_t* flag = reinterpret_cast<uint32_t*>(shared + SinglesRoom::kFlagAt);
-  if (work.part % args.cluster == 0 && threadIdx.x == 0) {
+  if (work.rank(args) == 0 && threadIdx.x == 0) {
     int32_t* counter = args.counters_of(work.single) + work.kv * args.heads.tiles() + work.head_tile;
     __threadfence();
     const bool is_last = atomicAdd(counter, 1) == static_cast<int32_t>(clusters) - 1;
@@ -239,7 +260,7 @@ __device__ __forceinline__ void fold_single(const AttentionArguments& args, cons
   const int64_t head_floats = args.most_blocks * partial_pitch(Dim);
   const FoldPieces<Dim> pieces{args.p.workspace + work.single * args.p.num_heads * head_floats, head_floats,
                                work.blocks.count, static_cast<int>((work.blocks.count + kFoldBlocks - 1) / kFoldBlocks)};
-  const FoldRows rows{static_cast<int>(work.part % args.cluster), static_cast<int>(args.cluster),
+  const FoldRows rows{static_cast<int>(work.rank(args)), static_cast<int>(args.cluster),
                       static_cast<int>(args.heads.packed())};
   const FoldRoom<Dim> room{reinterpret_cast<float*>(tiles), reinterpret_cast<float4*>(own_rows)};
   fold_spread<Dim>(
@@ -300,7 +321,7 @@ __global__ void __launch_bounds__(kMostSingleWarps * 32)
     ptx::barrier_init(barriers + 8, 1);
     ptx::fence_barrier_init();
   }
-  // The step's lists, and the blocks that none of its tokens is in, are older than the predecessor.
+  // The step's lists are older than the predecessor, and so are the blocks but for the step's own positions.
   const SingleWork work(args);
   const int64_t head_dim = args.p.pages.head_dim;
   const layout::KvTile map{args.p.pages.num_kv_heads, head_dim};
@@ -313,16 +334,20 @@ __global__ void __launch_bounds__(kMostSingleWarps * 32)
     pages = args.p.pages.table + args.p.sequence[work.token] * args.p.pages.table_stride + work.blocks.first;
     page = pages[first];
   }
-  const bool is_early = page >= 0 && work.is_old(first);
-  const auto fetch = [&] {
+  if (lane == 0 && page >= 0) {
     buffer.fetch_keys(page);
     buffer.fetch_values(page);
-  };
-  if (lane == 0 && is_early) fetch();
+  }
   ptx::wait_for_predecessor();
   ptx::let_successor_start();
-  if (lane == 0 && page >= 0 && !is_early) fetch();
   __syncwarp();  // the warp's own barriers stand
+  if (page >= 0 && work.fresh_from(first) < kKeyBlock) {
+    ptx::barrier_wait(buffer.key_barrier, 0);
+    ptx::barrier_wait(buffer.value_barrier, 0);
+    const int64_t newest = work.position - (work.blocks.first + first) * kKeyBlock;
+    fetch_fresh<Dim>(buffer.tile, buffer.pool + page * buffer.page_size, work.fresh_from(first),
+                     newest < kKeyBlock ? static_cast<int>(newest) : kKeyBlock - 1);
+  }
   if (work.position < 0) {
     if (work.part != 0) return;
     clear_padding<Dim>(args, work);

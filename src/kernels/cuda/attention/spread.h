@@ -53,8 +53,8 @@ QD_HD constexpr SeenPart seen_in_block(const SeenKeys& seen, int64_t block) {
 
 // Blocks of a CTA where `count` of them are spread over at most `parts` CTAs; `count` or more: one CTA takes all and
 // writes the result itself. `least`: blocks that a CTA takes at once.
-QD_HD constexpr int64_t blocks_of_part(int64_t count, int64_t parts, int64_t least) {
-  const int64_t even = (count + parts - 1) / parts;
+QD_HD constexpr uint32_t blocks_of_part(uint32_t count, uint32_t parts, uint32_t least) {
+  const uint32_t even = (count + parts - 1) / parts;
   return even > least ? even : least;
 }
 
