@@ -65,7 +65,8 @@ __device__ __forceinline__ void quantise_row(const AttentionArguments& args, int
     if (threadIdx.x + h * stride < vectors) store(threadIdx.x + h * stride, held[h]);
   }
   for (int64_t i = threadIdx.x + kHeld * stride; i < vectors; i += stride) store(i, load(i));
-  for (int64_t i = vectors + threadIdx.x; i < args.p.act_pitch / kVectorColumns; i += stride) codes[i] = make_uint2(0, 0);
+  const int64_t pitch_vectors = args.p.act_pitch / kVectorColumns;
+  for (int64_t i = vectors + threadIdx.x; i < pitch_vectors; i += stride) codes[i] = make_uint2(0, 0);
 }
 
 }  // namespace quadrille::kernels::cuda

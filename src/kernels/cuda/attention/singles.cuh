@@ -176,8 +176,8 @@ struct SingleWork {
 };
 
 // Positions [from, last] of a block that was fetched while the predecessor still wrote them, again: their rows of every
-// chunk of keys and of values, as they lie in the page (layout/kv_tile.h). `tile`: of the KV head in the page. All lanes
-// of a warp, behind the wait for the predecessor and for both halves of the block.
+// chunk of keys and of values, as they lie in the page (layout/kv_tile.h). `tile`: of the KV head in the page. All
+// lanes of a warp, behind the wait for the predecessor and for both halves of the block.
 template <int Dim>
 __device__ __forceinline__ void fetch_fresh(uint8_t* block, const uint16_t* tile, int from, int last) {
   constexpr unsigned kRow = layout::KvTile::kChunkDims / 8, kChunk = layout::KvTile::kChunkSize / 8;  // vectors
@@ -258,8 +258,9 @@ __device__ __forceinline__ void fold_single(const AttentionArguments& args, cons
                                             float* own_rows) {
   const int64_t head_dim = args.p.pages.head_dim;
   const int64_t head_floats = args.most_blocks * partial_pitch(Dim);
+  const int64_t chunks = (work.blocks.count + kFoldBlocks - 1) / kFoldBlocks;
   const FoldPieces<Dim> pieces{args.p.workspace + work.single * args.p.num_heads * head_floats, head_floats,
-                               work.blocks.count, static_cast<int>((work.blocks.count + kFoldBlocks - 1) / kFoldBlocks)};
+                               work.blocks.count, static_cast<int>(chunks)};
   const FoldRows rows{static_cast<int>(work.rank(args)), static_cast<int>(args.cluster),
                       static_cast<int>(args.heads.packed())};
   const FoldRoom<Dim> room{reinterpret_cast<float*>(tiles), reinterpret_cast<float4*>(own_rows)};

@@ -112,7 +112,8 @@ __device__ __forceinline__ void fold_spread(const FoldPieces<Dim>& pieces, const
   const int count = rows.first < rows.end ? (rows.end - rows.first + rows.step - 1) / rows.step * pieces.chunks : 0;
   const auto head_at = [&](int k) { return head_of(rows.first + k / pieces.chunks * rows.step); };
   const auto fetch = [&](int k) {
-    if (k < count && head_at(k) >= 0) pieces.fetch(head_at(k), k % pieces.chunks, room.stages + k % kFoldStages * kStage);
+    float* const stage = room.stages + k % kFoldStages * kStage;
+    if (k < count && head_at(k) >= 0) pieces.fetch(head_at(k), k % pieces.chunks, stage);
     ptx::copies_commit();
   };
   for (int k = 0; k < kFoldStages - 1; ++k) fetch(k);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fused projection of a token, head by head: norm, clip, rotary embedding; q to its rows, k and v into their page.
-// A block a token and eight heads of it, or up to 64 where there are tokens enough. The heads lie in shared memory: first
-// their sums of squares are found, the two chains of a thread beside those of all others, then one thread a head makes
-// the scale, then a thread takes vectors of eight dimensions, always the same ones, so that it fetches angles once.
+// A block a token and eight heads of it, or up to 64 where there are tokens enough. The heads lie in shared memory:
+// first their sums of squares are found, two chains a thread, then one thread a head makes the scale, then a thread
+// takes vectors of eight dimensions, always the same ones, so that it fetches angles once.
 #include <algorithm>
 
 #include "core/check.h"
