@@ -160,6 +160,9 @@ class DeviceLoader final : public SlotWork {
     source.group_size = shape.group_size;
     source.experts = experts;
     source.on_host = true;
+    // As many as the staging of the largest matrix holds: fewer calls, at no memory.
+    const size_t held = staging_.size_bytes() / 2 / stack.expert_bytes;
+    source.experts_at_once = std::clamp<int64_t>(static_cast<int64_t>(held), 1, kernels::kMaxPrepareExperts);
     QD_TRY(const prepare::DeviceW4Sizes sizes, device_w4_sizes(source));
     QD_CHECK(sizes.expert_stride == place.expert_stride && sizes.staging_bytes <= staging_.size_bytes(),
              "the plan and the preparation agree about sizes");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks, sizes and the order of steps of the device preparation. The steps of a host source, expert e in slot e % 2:
+// Checks, sizes and the order of steps of the device preparation. The steps of a host source, round e in slot e % 2 (a
+// round is experts_at_once experts):
 //   prepare: [staging ready] ............ [wait copied e] [prepare e] [slot free] ...
 //   copy:    [wait staging ready] [wait slot free of e - 2] [copy e] [copied] ...
 #include "prepare/device_prepare.h"
@@ -46,7 +47,7 @@ W4PartLayout part_layout(const DeviceW4Source& s) {
 }
 
 // Of one expert in staging memory.
-size_t slot_bytes(const DeviceW4Source& s) {
+size_t expert_bytes(const DeviceW4Source& s) {
   return static_cast<size_t>(s.num_parts) * part_layout(s).bytes();
 }
 
@@ -71,6 +72,10 @@ Status check_shape(const DeviceW4Source& s) {
                       "source dialect {} is unknown: legal are 0 (uint4b8), 1 (int4) and 2 (int8)", source);
   }
   if (s.experts.empty()) return make_error(ErrorCode::kInvalidArgument, "no expert to prepare");
+  if (s.experts_at_once < 1 || s.experts_at_once > kernels::kMaxPrepareExperts) {
+    return make_error(ErrorCode::kInvalidArgument, "{} experts at once: expected 1 to {}", s.experts_at_once,
+                      kernels::kMaxPrepareExperts);
+  }
   return {};
 }
 
@@ -133,7 +138,7 @@ DeviceW4Sizes sizes_of(const DeviceW4Source& s) {
   const auto row_floats = static_cast<size_t>(experts * map.padded_n()) * sizeof(float);
   if (s.numerics == Numerics::kVllm) sizes.channel_scale_bytes = row_floats;
   if (has_bias(s)) sizes.bias_bytes = row_floats;
-  if (s.on_host) sizes.staging_bytes = kSlots * slot_bytes(s);
+  if (s.on_host) sizes.staging_bytes = kSlots * static_cast<size_t>(s.experts_at_once) * expert_bytes(s);
   return sizes;
 }
 
@@ -236,52 +241,55 @@ class SlotCopies {
   size_t bytes_ = 0;
 };
 
-// One expert's pieces into a slot; the expert with the pointers there.
+// One expert's pieces into memory at `slot`; the expert with the pointers there.
 Result<DeviceW4Expert> copy_expert(const DeviceW4Source& s, const DeviceW4Expert& expert, uint8_t* slot,
-                                   device::Stream stream) {
+                                   SlotCopies* copies) {
   const W4PartLayout layout = part_layout(s);
-  SlotCopies copies(stream);
   DeviceW4Expert there;
   for (int part = 0; part < s.num_parts; ++part) {
     there.codes[part] = slot;
-    QD_TRY_STATUS(copies.add(slot, expert.codes[part], layout.codes));
+    QD_TRY_STATUS(copies->add(slot, expert.codes[part], layout.codes));
     there.scales[part] = slot + layout.scales_at();
-    QD_TRY_STATUS(copies.add(slot + layout.scales_at(), expert.scales[part], layout.scales));
+    QD_TRY_STATUS(copies->add(slot + layout.scales_at(), expert.scales[part], layout.scales));
     if (layout.bias > 0) {
       there.bias[part] = slot + layout.bias_at();
-      QD_TRY_STATUS(copies.add(slot + layout.bias_at(), expert.bias[part], layout.bias));
+      QD_TRY_STATUS(copies->add(slot + layout.bias_at(), expert.bias[part], layout.bias));
     }
     if (layout.row_absmax > 0) {
       there.row_absmax = slot + layout.row_absmax_at();
-      QD_TRY_STATUS(copies.add(slot + layout.row_absmax_at(), expert.row_absmax, layout.row_absmax));
+      QD_TRY_STATUS(copies->add(slot + layout.row_absmax_at(), expert.row_absmax, layout.row_absmax));
     }
     slot += layout.bytes();
   }
-  QD_TRY_STATUS(copies.flush());
   return there;
 }
 
 Status prepare_from_host(const kernels::DeviceTable& table, const DeviceW4Source& s, const DeviceW4Destination& d,
                          uint8_t* staging, const PrepareStreams& streams, uint32_t* status) {
-  const size_t bytes = slot_bytes(s);
+  const size_t bytes = expert_bytes(s);
+  const auto at_once = static_cast<size_t>(s.experts_at_once);
   device::before_step("prepare.staging", streams.prepare);
-  device::fresh_buffer(staging, kSlots * bytes, streams.prepare);
+  device::fresh_buffer(staging, kSlots * at_once * bytes, streams.prepare);
   QD_TRY_STATUS(device::hand_over(HandOver::kStagingReady, streams.staging_ready, streams.prepare, streams.copy));
-  for (size_t e = 0; e < s.experts.size(); ++e) {
-    const size_t slot = e % kSlots;
-    uint8_t* memory = staging + slot * bytes;
-    if (e >= kSlots) {
+  for (size_t first = 0, round = 0; first < s.experts.size(); first += at_once, ++round) {
+    const size_t count = std::min(at_once, s.experts.size() - first), slot = round % kSlots;
+    uint8_t* const memory = staging + slot * at_once * bytes;
+    if (round >= kSlots) {
       QD_TRY_STATUS(device::enter(HandOver::kStagingFree, streams.staging_free[slot], streams.copy));
     }
     device::before_step("prepare.copy", streams.copy);
-    QD_TRY(const DeviceW4Expert expert, copy_expert(s, s.experts[e], memory, streams.copy));
+    DevicePrepareW4 p = problem_of(s, d, static_cast<int64_t>(first), static_cast<int64_t>(count), status);
+    SlotCopies copies(streams.copy);
+    for (size_t i = 0; i < count; ++i) {
+      QD_TRY(const DeviceW4Expert expert, copy_expert(s, s.experts[first + i], memory + i * bytes, &copies));
+      set_expert(p, static_cast<int64_t>(i), expert);
+    }
+    QD_TRY_STATUS(copies.flush());
     QD_TRY_STATUS(
         device::hand_over(HandOver::kSourceCopied, streams.source_copied[slot], streams.copy, streams.prepare));
-    DevicePrepareW4 p = problem_of(s, d, static_cast<int64_t>(e), 1, status);
-    set_expert(p, 0, expert);
     device::before_step("prepare.weights", streams.prepare);
     table.prepare_w4(p, streams.prepare);
-    // Left here and entered two experts later: an event recorded there would wait for the expert between, too.
+    // Left here and entered two rounds later: an event recorded there would wait for the round between, too.
     QD_TRY_STATUS(device::leave(HandOver::kStagingFree, streams.staging_free[slot], streams.prepare));
   }
   return {};

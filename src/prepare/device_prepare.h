@@ -45,6 +45,9 @@ struct DeviceW4Source {
   int64_t group_size = 0;
   std::span<const DeviceW4Expert> experts;
   bool on_host = false;  // pointers are host memory (page-locked: copies overlap), else device memory
+  // Of a host source: experts that are staged and prepared together, 1 to kernels::kMaxPrepareExperts. More of them
+  // mean fewer calls and more staging memory.
+  int64_t experts_at_once = 1;
 };
 
 // Where the prepared stack lies. sizes(): what to allocate.
@@ -53,7 +56,7 @@ struct DeviceW4Sizes {
   size_t weight_bytes = 0;
   size_t channel_scale_bytes = 0;  // 0 for exact
   size_t bias_bytes = 0;           // 0 without bias
-  size_t staging_bytes = 0;        // of two experts; 0 where the sources are on the device
+  size_t staging_bytes = 0;        // of two experts (times experts_at_once); 0 where the sources are on the device
 };
 struct DeviceW4Destination {
   uint8_t* weights = nullptr;

@@ -210,8 +210,8 @@ TEST_F(DeviceLoading, ThreadsChangeNothing) {
   }
 }
 
-// Each of the 4-bit experts goes to the device as one copy, each dense piece as one.
-TEST_F(DeviceLoading, AnExpertIsOneCopy) {
+// The 4-bit experts of a stack go to the device as one copy or several together, each dense piece as one.
+TEST_F(DeviceLoading, AnExpertIsNoMoreThanOneCopy) {
   ThreadPool pool(2, ThreadPool::Start::kAll);
   const std::string folder = data_path(kModels[0]);
   const auto loaded = load(folder, options(&pool));
@@ -223,7 +223,8 @@ TEST_F(DeviceLoading, AnExpertIsOneCopy) {
     stacks += 2 * static_cast<int64_t>(layer.experts.size()) + 2;  // gate_up and down; qkv, o
   }
   for (const ModuleSource* module : inventory.modules()) dense += module->quantised() ? 0 : 1;
-  EXPECT_EQ(host_gpu().num_copies_to_device, stacks + dense);
+  EXPECT_LT(host_gpu().num_copies_to_device, stacks + dense);
+  EXPECT_GE(host_gpu().num_copies_to_device, 4 * static_cast<int64_t>(inventory.layers.size()) + dense);
 }
 
 // --- Memory ---
