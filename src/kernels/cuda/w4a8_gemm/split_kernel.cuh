@@ -93,7 +93,8 @@ class SplitSharer {
         store_tokens(pieces);
         if (pass + Plan::kRound < num_passes) load_tokens(w, number + Plan::kRound * stride(), pieces);
       }
-      wait_for_room();
+      // Who sends nothing must not ask: the chain does not wait for him, and may be two phases of the barrier ahead.
+      if (mine || at_.ctas == 1) wait_for_room();
       if (mine) multiply_and_send(w, pass, record);
       if (at_.ctas == 1) say_sent();
       if (pass > 0) chain(w, pass - 1, total);
