@@ -123,12 +123,12 @@ struct FoldedRow {
 
 // What a CTA works on: its token, KV head and heads, and its part of the token's blocks.
 struct SingleWork {
-  int64_t single, token, kv, head_tile, part;
-  int64_t position;
+  int32_t single, kv, head_tile, part;
+  int64_t token, position;
   SeenKeys seen;
   BlockRange blocks;   // of the token
-  int64_t length;      // blocks of a CTA
-  int64_t begin, end;  // of this one, counted from blocks.first
+  int32_t length;      // blocks of a CTA
+  int32_t begin, end;  // of this one, counted from blocks.first
   bool is_spread;
 
   __device__ __forceinline__ explicit SingleWork(const AttentionArguments& args) {
@@ -307,6 +307,22 @@ __device__ __forceinline__ void take_blocks(const AttentionArguments& args, cons
   }
 }
 
+// Behind its blocks: the single's row, by whoever is last.
+template <int Dim>
+__device__ __forceinline__ void fold_results(const AttentionArguments& args, const SingleWork& work, uint8_t* shared,
+                                             float* partials, const FoldedRow<Dim>& folded_row) {
+  const int64_t head_dim = args.p.pages.head_dim;
+  if (work.is_spread) {
+    if (!is_last_cluster(args, work, shared)) return;
+    fold_single<Dim>(args, work, shared + SinglesRoom::kTilesAt,
+                     partials + static_cast<int>(threadIdx.x) / 32 * args.rows * partial_pitch(Dim));
+  } else {
+    const int64_t head = work.head_at(args, folded_row.row);
+    if (head >= 0) folded_row.store(args.p.out + (work.token * args.p.num_heads + head) * head_dim, head_dim);
+  }
+  finish_row(args, work, shared);
+}
+
 template <int Dim>
 __global__ void __launch_bounds__(kMostSingleWarps * 32)
     singles_kernel(const __grid_constant__ AttentionArguments args) {
@@ -335,14 +351,18 @@ __global__ void __launch_bounds__(kMostSingleWarps * 32)
     pages = args.p.pages.table + args.p.sequence[work.token] * args.p.pages.table_stride + work.blocks.first;
     page = pages[first];
   }
-  if (lane == 0 && page >= 0) {
+  // Reading the fresh rows again takes registers, which wider heads do not have.
+  constexpr bool kFetchesEarly = Dim <= 128;
+  const auto fetch = [&] {
     buffer.fetch_keys(page);
     buffer.fetch_values(page);
-  }
+  };
+  if (kFetchesEarly && lane == 0 && page >= 0) fetch();
   ptx::wait_for_predecessor();
   ptx::let_successor_start();
+  if (!kFetchesEarly && lane == 0 && page >= 0) fetch();
   __syncwarp();  // the warp's own barriers stand
-  if (page >= 0 && work.fresh_from(first) < kKeyBlock) {
+  if (kFetchesEarly && page >= 0 && work.fresh_from(first) < kKeyBlock) {
     ptx::barrier_wait(buffer.key_barrier, 0);
     ptx::barrier_wait(buffer.value_barrier, 0);
     const int64_t newest = work.position - (work.blocks.first + first) * kKeyBlock;
@@ -358,14 +378,12 @@ __global__ void __launch_bounds__(kMostSingleWarps * 32)
   if (work.is_spread ? !work.cluster_works(args) : work.begin >= work.end) return;
   FoldedRow<Dim> folded_row(args.rows);
   take_blocks<Dim>(args, work, buffer, pages, partials, folded_row);
-  if (work.is_spread) {
-    if (!is_last_cluster(args, work, shared)) return;
-    fold_single<Dim>(args, work, tiles, partials + warp * args.rows * partial_pitch(Dim));
+  if constexpr (Dim <= 128) {
+    fold_results<Dim>(args, work, shared, partials, folded_row);
   } else {
-    const int64_t head = work.head_at(args, folded_row.row);
-    if (head >= 0) folded_row.store(args.p.out + (work.token * args.p.num_heads + head) * head_dim, head_dim);
+    // Found anew: what stays in registers over the blocks spills with heads this wide.
+    fold_results<Dim>(args, SingleWork(args), shared, partials, folded_row);
   }
-  finish_row(args, work, shared);
 }
 
 template <int Dim>
