@@ -133,8 +133,8 @@ struct SingleWork {
 
   __device__ __forceinline__ explicit SingleWork(const AttentionArguments& args) {
     // A division of 64 bits takes some hundred clocks, and everything waits for these.
-    const auto parts = static_cast<uint32_t>(args.parts), pairs = static_cast<uint32_t>(args.head_pairs());
-    const auto tiles = static_cast<uint32_t>(args.heads.tiles());
+    const auto parts = static_cast<uint32_t>(args.parts), tiles = static_cast<uint32_t>(args.heads.tiles());
+    const auto pairs = static_cast<uint32_t>(args.head_pairs());
     const uint32_t item = blockIdx.x / parts;
     part = blockIdx.x % parts;
     single = item / pairs;
@@ -223,8 +223,7 @@ struct SinglesRoom {
   static_assert(kMostSingleWarps * 16 <= kFlagAt && kMaximaAt + kMostSingleWarps * 4 <= kTilesAt);
 };
 
-// Of the clusters of a (single, KV head, head tile), whether this one came last: all results stand then. Every thread
-// of the cluster.
+// Whether this cluster of the (single, KV head, head tile) came last: all results stand then. Every thread of it.
 __device__ __forceinline__ bool is_last_cluster(const AttentionArguments& args, const SingleWork& work,
                                                 uint8_t* shared) {
   ptx::cluster_sync();  // the results of the cluster stand
@@ -258,9 +257,9 @@ __device__ __forceinline__ void fold_single(const AttentionArguments& args, cons
                                             float* own_rows) {
   const int64_t head_dim = args.p.pages.head_dim;
   const int64_t head_floats = args.most_blocks * partial_pitch(Dim);
-  const int64_t chunks = (work.blocks.count + kFoldBlocks - 1) / kFoldBlocks;
-  const FoldPieces<Dim> pieces{args.p.workspace + work.single * args.p.num_heads * head_floats, head_floats,
-                               work.blocks.count, static_cast<int>(chunks)};
+  const auto chunks = static_cast<int>((work.blocks.count + kFoldBlocks - 1) / kFoldBlocks);
+  const float* const partials = args.p.workspace + work.single * args.p.num_heads * head_floats;
+  const FoldPieces<Dim> pieces{partials, head_floats, work.blocks.count, chunks};
   const FoldRows rows{static_cast<int>(work.rank(args)), static_cast<int>(args.cluster),
                       static_cast<int>(args.heads.packed())};
   const FoldRoom<Dim> room{reinterpret_cast<float*>(tiles), reinterpret_cast<float4*>(own_rows)};
