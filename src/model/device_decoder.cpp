@@ -124,7 +124,7 @@ Status DeviceDecoder::enqueue_block(int64_t layer, const StepShape& shape) {
   QD_TRY_STATUS(show_update(Module::kAttention, update, tokens));
   const bool dense_w4 = weights.dense && weights.dense->is_w4();
   FeedForwardForm form;
-  form.has_codes = dense_w4 || feed_forward_takes_codes(weights, tokens);
+  form.has_codes = dense_w4 || feed_forward_takes_codes(weights);
   form.leaves_combine = observer_ == nullptr && !shard_.is_split();
   enqueue_norm(shape, weights.post_attention_norm, true, form.has_codes, !dense_w4);
   QD_TRY_STATUS(enqueue_feed_forward(layer, tokens, form));

@@ -105,7 +105,7 @@ class DeviceDecoder {
     bool has_codes = false;
     bool leaves_combine = false;
   };
-  static bool feed_forward_takes_codes(const DeviceLayerView& layer, int64_t num_tokens);
+  static bool feed_forward_takes_codes(const DeviceLayerView& layer);
   Status enqueue_feed_forward(int64_t layer, int64_t num_tokens, const FeedForwardForm& form);
   Status enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num_tokens, const FeedForwardForm& form);
   void enqueue_bf16_product(kernels::DeviceBf16Gemm gemm, const DeviceMatrix& matrix, const uint16_t* x, void* out,

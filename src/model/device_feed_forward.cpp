@@ -18,9 +18,9 @@ Status DeviceDecoder::enqueue_router(const DeviceLayerView& layer, int64_t num_t
   return show_router(num_tokens);
 }
 
-// Of few tokens route_and_plan copies them to the slots; a shared expert reads them as they are.
-bool DeviceDecoder::feed_forward_takes_codes(const DeviceLayerView& layer, int64_t num_tokens) {
-  return layer.moe.has_value() && (num_tokens <= kernels::kMostGatheredTokens || layer.moe->shared.has_value());
+// A shared expert reads them as they are; routed ones are quantised by slots.
+bool DeviceDecoder::feed_forward_takes_codes(const DeviceLayerView& layer) {
+  return layer.moe.has_value() && layer.moe->shared.has_value();
 }
 
 Status DeviceDecoder::enqueue_feed_forward(int64_t layer, int64_t num_tokens) {

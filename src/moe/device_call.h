@@ -50,11 +50,10 @@ void enqueue_plan(const DeviceCall& call, const PlanInput& input, const GemmConf
                   kernels::TileList (&lists)[2]);
 
 // Routes and plan of a call whose experts are all behind one map: in one launch where it has the router's weight and
-// few tokens. has_rows: the rows of the slots are quantised, too.
+// few tokens.
 struct RoutedRows {
   DeviceRoutes routes;
   kernels::TileList lists[2];
-  bool has_rows = false;
 };
 RoutedRows enqueue_routes(const DeviceCall& call, const GemmConfigs& configs);
 

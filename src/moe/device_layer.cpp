@@ -25,17 +25,14 @@ MlpInput enqueue_slots(const DeviceCall& call, const RoutedRows& routed) {
   quantize.top_k = call.layer.rule.top_k;
   quantize.k = mlp.hidden;
   quantize.act_pitch = act_pitch(mlp.hidden);
-  if (!routed.has_rows) {
-    quantize.x = call.batch.x;
-    quantize.slot_of_route = call.workspace.at<int32_t>(call.parts.slot_of_route);
-    quantize.route_weight = call.layer.rule.weight_on_input ? routed.routes.weights : nullptr;
-    quantize.act = call.workspace.open<uint8_t>(call.parts.experts.act, stream);
-    quantize.act_scale = call.workspace.open<float>(call.parts.experts.act_scale, stream);
-    device::before_step("quantize_tokens", stream);
-    call.table.quantize_tokens(quantize, stream);
-  }
-  return {quantize.num_tokens * quantize.top_k, call.workspace.at<uint8_t>(call.parts.experts.act), quantize.act_pitch,
-          call.workspace.at<float>(call.parts.experts.act_scale)};
+  quantize.x = call.batch.x;
+  quantize.slot_of_route = call.workspace.at<int32_t>(call.parts.slot_of_route);
+  quantize.route_weight = call.layer.rule.weight_on_input ? routed.routes.weights : nullptr;
+  quantize.act = call.workspace.open<uint8_t>(call.parts.experts.act, stream);
+  quantize.act_scale = call.workspace.open<float>(call.parts.experts.act_scale, stream);
+  device::before_step("quantize_tokens", stream);
+  call.table.quantize_tokens(quantize, stream);
+  return {quantize.num_tokens * quantize.top_k, quantize.act, quantize.act_pitch, quantize.act_scale};
 }
 
 // The routed experts up to h.
@@ -52,7 +49,7 @@ MlpCall enqueue_experts(const DeviceCall& call, const RoutedRows& routed, const 
                    call.parts.experts,
                    call.streams.main,
                    call.watch};
-  mlp_call.list_is_older = !routed.has_rows;
+  mlp_call.list_is_older = true;  // the slots' quantisation is between
   // Slots come first; how many there are is behind the last expert's.
   enqueue_up(mlp_call, absmax, call.workspace.at<int32_t>(call.parts.offsets) + mlp.gate_up.num_experts);
   return mlp_call;

@@ -87,15 +87,6 @@ RoutedRows enqueue_one_launch(const DeviceCall& call, const GemmConfigs& configs
   RoutedRows out;
   out.routes = {problem.route.ids, problem.route.weights};
   out.lists[0] = out.lists[1] = open_list(call, 0, configs.first_tokens, &problem.plan);
-  out.has_rows =
-      batch.act != nullptr && batch.num_tokens <= kernels::kMostGatheredTokens && !call.layer.rule.weight_on_input;
-  if (out.has_rows) {
-    problem.act = batch.act;
-    problem.act_scale = batch.act_scale;
-    problem.act_pitch = act_pitch(call.layer.experts.hidden);
-    problem.slot_act = call.workspace.open<uint8_t>(call.parts.experts.act, stream);
-    problem.slot_scale = call.workspace.open<float>(call.parts.experts.act_scale, stream);
-  }
   device::before_step("route_and_plan", stream);
   call.table.route_and_plan(problem, stream);
   return out;

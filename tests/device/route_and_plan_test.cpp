@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// route_and_plan against the calls that it stands for (router_logits, route_tokens, plan_routes, quantize_tokens, each
+// route_and_plan against the calls that it stands for (router_logits, route_tokens, plan_routes, each
 // compared with the CPU elsewhere): equal bits for every rule, shape, map and count of tokens; the word of arrivals
 // back at zero; the same from a graph and with two launches in flight.
 #include <gtest/gtest.h>
@@ -58,10 +58,9 @@ std::vector<uint16_t> random_bf16(int64_t count, uint32_t seed, float size) {
 
 // Everything that either way writes.
 struct Outcome {
-  std::vector<uint32_t> logits, weights, slot_scale, status;
+  std::vector<uint32_t> logits, weights, status;
   std::vector<int32_t> ids, offsets, route_of_slot, slot_of_route, num_tiles;
   std::vector<TokenTile> tiles;
-  std::vector<uint8_t> slot_act;
 };
 
 void expect_equal(const Outcome& found, const Outcome& expected, const Case& c) {
@@ -78,8 +77,6 @@ void expect_equal(const Outcome& found, const Outcome& expected, const Case& c) 
     return std::vector<uint8_t>(begin, begin + tiles.size() * sizeof(TokenTile));
   };
   EXPECT_EQ(testing::bit_differences(bytes(found.tiles), bytes(expected.tiles), sizeof(TokenTile)), "") << "tiles";
-  EXPECT_EQ(testing::bit_differences(found.slot_act, expected.slot_act, 128), "") << "codes";
-  EXPECT_EQ(testing::bit_differences(found.slot_scale, expected.slot_scale, 1), "") << "scales";
 }
 
 // The problem of one launch in memory of its own.
@@ -109,18 +106,6 @@ class Launch {
     r.weights = memory_.take<float>(routes, 4, stream);
     plan_of(c, routes);
     problem_.arrivals = memory_.take<uint32_t>(kernels::kRouteArrivals, 4, stream, 0);
-    pitch_ = (c.k + 127) / 128 * 128;
-    slot_act_ = memory_.take<uint8_t>(routes * pitch_, 16, stream);
-    slot_scale_ = memory_.take<float>(routes, 4, stream);
-    if (c.tokens > kernels::kMostGatheredTokens) return;
-    problem_.act_pitch = pitch_;
-    auto* act = memory_.take<uint8_t>(c.tokens * pitch_, 16, stream);
-    auto* act_scale = memory_.take<float>(c.tokens, 4, stream);
-    table.quantize_tokens({c.tokens, 1, c.k, pitch_, l.x, nullptr, nullptr, act, act_scale}, stream);
-    problem_.act = act;
-    problem_.act_scale = act_scale;
-    problem_.slot_act = slot_act_;
-    problem_.slot_scale = slot_scale_;
   }
 
   // What a launch overwrites becomes poison again.
@@ -130,15 +115,14 @@ class Launch {
       must(device::fill(to, testing::kPoison, static_cast<size_t>(bytes), stream_));
     };
     fill(problem_.logits.logits, 4 * case_.tokens * case_.rule.num_experts);
-    for (void* of_routes : {static_cast<void*>(problem_.route.ids), static_cast<void*>(problem_.route.weights),
-                            static_cast<void*>(problem_.plan.route_of_slot),
-                            static_cast<void*>(problem_.plan.slot_of_route), static_cast<void*>(slot_scale_)}) {
+    for (void* of_routes :
+         {static_cast<void*>(problem_.route.ids), static_cast<void*>(problem_.route.weights),
+          static_cast<void*>(problem_.plan.route_of_slot), static_cast<void*>(problem_.plan.slot_of_route)}) {
       fill(of_routes, 4 * routes);
     }
     fill(problem_.plan.offsets, 4 * (problem_.plan.num_experts + 1));
     fill(problem_.plan.num_tiles, 4);
     fill(problem_.plan.tiles, problem_.plan.max_tiles * static_cast<int64_t>(sizeof(TokenTile)));
-    fill(slot_act_, routes * pitch_);
   }
 
   void fused(device::Stream stream) { table_.route_and_plan(problem_, stream); }
@@ -146,10 +130,6 @@ class Launch {
     table_.router_logits(problem_.logits, stream_);
     table_.route_tokens(problem_.route, stream_);
     table_.plan_routes(problem_.plan, stream_);
-    if (problem_.act == nullptr) return;
-    table_.quantize_tokens({case_.tokens, case_.rule.top_k, case_.k, pitch_, problem_.logits.x,
-                            problem_.plan.slot_of_route, nullptr, slot_act_, slot_scale_},
-                           stream_);
   }
 
   Outcome outcome() const {
@@ -164,8 +144,6 @@ class Launch {
     o.num_tiles = on_host<int32_t>(problem_.plan.num_tiles, 1, stream_);
     o.tiles = on_host<TokenTile>(problem_.plan.tiles, problem_.plan.max_tiles, stream_);
     o.status = on_host<uint32_t>(problem_.plan.status, 1, stream_);
-    o.slot_act = on_host<uint8_t>(slot_act_, routes * pitch_, stream_);
-    o.slot_scale = on_host<uint32_t>(slot_scale_, routes, stream_);
     return o;
   }
   bool no_arrivals() const {
@@ -213,9 +191,6 @@ class Launch {
   device::Stream stream_;
   PoolMemory memory_;
   kernels::RouteAndPlan problem_;
-  uint8_t* slot_act_ = nullptr;
-  float* slot_scale_ = nullptr;
-  int64_t pitch_ = 0;
 };
 
 class RouteAndPlanTest : public testing::TableTest {

@@ -110,8 +110,8 @@ struct DeviceRouteTokens {
 };
 
 inline constexpr int64_t kRouteArrivals = 32;
-// router_logits, route_tokens and plan_routes of few tokens in one launch: same rules, same bits. The last CTAs that have
-// made their logits choose and plan. The rows of x and of the weight lie on 16 bytes.
+// router_logits, route_tokens and plan_routes of few tokens in one launch: same rules, same bits. The last CTAs that
+// have made their logits choose and plan. The rows of x and of the weight lie on 16 bytes.
 struct RouteAndPlan {
   DeviceRouterLogits logits;  // without the sigmoid
   DeviceRouteTokens route;    // of these logits
@@ -119,16 +119,8 @@ struct RouteAndPlan {
   // [kRouteArrivals]: 0 before the launch and behind it. Launches that may be in flight together have words of their
   // own.
   uint32_t* arrivals = nullptr;
-  // x as codes with their scales (the bytes of quantize_tokens), to be copied to the row of every slot; or null. For at
-  // most kMostGatheredTokens tokens.
-  const uint8_t* act = nullptr;      // [num_tokens, act_pitch] e4m3
-  const float* act_scale = nullptr;  // [num_tokens]
-  int64_t act_pitch = 0;             // bytes, a multiple of 16
-  uint8_t* slot_act = nullptr;       // out [slots, act_pitch]
-  float* slot_scale = nullptr;       // out [slots]
 };
 inline constexpr int64_t kMostFusedTokens = 64;
-inline constexpr int64_t kMostGatheredTokens = 4;
 // What route_and_plan takes; experts both of the router and here. Where it is false, three calls serve.
 inline constexpr bool fits_route_and_plan(int64_t num_tokens, int64_t num_experts, int64_t top_k, int64_t k) {
   return num_tokens >= 1 && num_tokens <= kMostFusedTokens && num_experts <= 512 && top_k <= 32 && k % 8 == 0 &&

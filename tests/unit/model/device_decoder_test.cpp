@@ -125,10 +125,11 @@ TEST_F(DeviceDecoderTest, ABlockOfAQuantisedModel) {
   open("olmoe_clip/w4a8-g64");
   ASSERT_TRUE(decoder->enqueue_layers(decode_shape(4)).ok());
   const std::vector<std::string> names = record_.names();
-  // The attention makes the codes of o's input, the norms the products' and, for few tokens, the slots'; what the
-  // experts give is combined where the next norm reads it.
-  const std::vector<std::string> block = {"add_norm", "gemm2",          "split_heads", "attention",       "gemm2",
-                                          "add_norm", "route_and_plan", "gemm1",       "quantize_listed", "gemm2"};
+  // The attention makes the codes of o's input, a norm those of qkv's; what the experts give is combined where the next
+  // norm reads it.
+  const std::vector<std::string> block = {"add_norm", "gemm2",           "split_heads",    "attention",
+                                          "gemm2",    "add_norm",        "route_and_plan", "quantize_tokens",
+                                          "gemm1",    "quantize_listed", "gemm2"};
   std::vector<std::string> expected = {"embed"};
   for (int64_t l = 0; l < config.num_layers; ++l) expected.insert(expected.end(), block.begin(), block.end());
   EXPECT_EQ(names, expected);

@@ -66,46 +66,35 @@ TEST_F(RouterWeightTest, FewTokensAreRoutedAndPlannedAtOnce) {
   EXPECT_EQ(p.route.logits, p.logits.logits);
   EXPECT_EQ(p.plan.ids, p.route.ids);
   EXPECT_EQ(p.arrivals, batch.arrivals);
-  EXPECT_EQ(p.act, nullptr);
   EXPECT_EQ(record.combined[0].weight, p.route.weights);
   EXPECT_TRUE(record.gemms[0].list_is_older);
   EXPECT_TRUE(record.quantized_listed[0].list_is_older);
   EXPECT_TRUE(record.gemms[1].list_is_older);
 }
 
-TEST_F(RouterWeightTest, CodesThatAreThereGoToTheSlots) {
-  batch.num_tokens = kernels::kMostGatheredTokens;
+TEST_F(RouterWeightTest, TheSharedExpertReadsCodesThatAreThere) {
+  batch.num_tokens = 4;
   batch.act = far<uint8_t>(43);
   batch.act_scale = far<float>(44);
   layer.shared = make_mlp(1, 256, 384, 30);
   ASSERT_TRUE(run());
-  EXPECT_THAT(record.names(), ElementsAre("gemm1", "quantize_listed", "gemm2", "route_and_plan", "gemm1",
-                                          "quantize_listed", "gemm2", "combine"));
+  EXPECT_THAT(record.names(), ElementsAre("gemm1", "quantize_listed", "gemm2", "route_and_plan", "quantize_tokens",
+                                          "gemm1", "quantize_listed", "gemm2", "combine"));
   expect_in_bounds();
   expect_reads_find_their_writers();
   EXPECT_EQ(record.gemms[0].act, batch.act);
-  EXPECT_EQ(record.gemms[2].act, record.routed_at_once[0].slot_act);
-  EXPECT_EQ(record.gemms[2].act_scale, record.routed_at_once[0].slot_scale);
-  EXPECT_FALSE(record.gemms[2].list_is_older) << "the step in front of it writes the list";
+  EXPECT_NE(record.gemms[2].act, batch.act);
+  EXPECT_TRUE(record.gemms[2].list_is_older);
   EXPECT_TRUE(record.gemms[3].list_is_older);
 }
 
-TEST_F(RouterWeightTest, ManyTokensAndWeightsOnTheInputTakeTheSteps) {
+TEST_F(RouterWeightTest, ManyTokensTakeTheSteps) {
   batch.num_tokens = kernels::kMostFusedTokens + 1;
   ASSERT_TRUE(run());
   EXPECT_THAT(record.names(), ElementsAre("router_logits", "route_tokens", "plan_routes", "quantize_tokens", "gemm1",
                                           "quantize_listed", "gemm2", "combine"));
   expect_in_bounds();
   expect_reads_find_their_writers();
-  record = {};
-  batch.num_tokens = 2;
-  batch.act = far<uint8_t>(43);
-  batch.act_scale = far<float>(44);
-  layer.rule.top_k = 1;
-  layer.rule.weight_on_input = true;
-  ASSERT_TRUE(run());
-  EXPECT_EQ(record.names()[1], "quantize_tokens") << "its codes are of weighted rows";
-  EXPECT_EQ(record.routed_at_once[0].act, nullptr);
 }
 
 TEST_F(RouterWeightTest, TheCombineIsLeftToTheCaller) {

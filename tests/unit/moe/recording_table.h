@@ -78,10 +78,6 @@ inline void record_route_and_plan(const kernels::RouteAndPlan& p, device::Stream
   recording->routed_at_once.push_back(p);
   const int64_t tokens = p.logits.num_tokens, routes = tokens * p.route.top_k;
   std::vector<Span> reads, writes;
-  if (p.act != nullptr) {
-    reads = {span_of(p.act, tokens * p.act_pitch), span_of(p.act_scale, tokens * 4)};
-    writes = {span_of(p.slot_act, routes * p.act_pitch), span_of(p.slot_scale, routes * 4)};
-  }
   for (const Span& span : {span_of(p.route.ids, routes * 4), span_of(p.route.weights, routes * 4),
                            span_of(p.plan.offsets, (p.plan.num_experts + 1) * 4),
                            span_of(p.plan.route_of_slot, routes * 4), span_of(p.plan.slot_of_route, routes * 4),

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kSmallPlanWarps* kWarp)
   __shared__ SmallPlanMemory<kSmallPlanWarps> memory;
   ptx::wait_for_predecessor();
   ptx::let_successor_start();
-  plan_small(p, num_routes, steps, segments, memory, nullptr);
+  plan_small(p, num_routes, steps, segments, memory);
 }
 
 // --- Many blocks -----------------------------------------------------------------------------------------------------

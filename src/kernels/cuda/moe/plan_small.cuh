@@ -62,10 +62,10 @@ struct SmallSource {
   __device__ void finish(int32_t all) const { p.offsets[p.num_experts] = all; }
 };
 
-// All threads of the block call it. `slots_too`: a second place for slot_of_route, or null.
+// All threads of the block call it.
 template <int kWarps>
 __device__ __forceinline__ void plan_small(const PlanRoutes& p, int64_t num_routes, int steps, int segments,
-                                           SmallPlanMemory<kWarps>& memory, int32_t* slots_too) {
+                                           SmallPlanMemory<kWarps>& memory) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t first_route = static_cast<int64_t>(warp) * steps * kWarp + lane;
@@ -102,15 +102,13 @@ __device__ __forceinline__ void plan_small(const PlanRoutes& p, int64_t num_rout
     if (expert[s] >= 0 && lower == 0) own[expert[s]] += static_cast<uint16_t>(__popc(same));
     __syncwarp();  // the next step reads
     const int64_t route = first_route + s * kWarp;
-    if (route >= num_routes) continue;
-    store_slot(p, route, slot);
-    if (slots_too != nullptr) slots_too[route] = slot;
+    if (route < num_routes) store_slot(p, route, slot);
   }
 }
 
 // The same for at most 32 routes: a route a lane of the first warp, who counts the others. `ids` in shared memory. All
 // threads of the block call it; ends without a barrier.
-__device__ __forceinline__ void plan_tiny(const PlanRoutes& p, int num_routes, int32_t* slots_too) {
+__device__ __forceinline__ void plan_tiny(const PlanRoutes& p, int num_routes) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const bool is_first_warp = threadIdx.x < kWarp;
   const int32_t id = lane < num_routes ? p.ids[lane] : -1;
@@ -151,9 +149,7 @@ __device__ __forceinline__ void plan_tiny(const PlanRoutes& p, int num_routes, i
                token_tile(own, before.rows, mine.rows, before.tiles, static_cast<int32_t>(p.tile_tokens), i));
   }
   if (lane == 0) *p.num_tiles = all_tiles;
-  if (lane >= num_routes) return;
-  store_slot(p, lane, slot);
-  if (slots_too != nullptr) slots_too[lane] = slot;
+  if (lane < num_routes) store_slot(p, lane, slot);
 }
 
 }  // namespace quadrille::kernels::cuda

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Few tokens from their rows to the list of work in one launch. A CTA makes the logits of up to eight tokens and eight
 // experts, whose rows of the weight it fetches before the kernel in front of it has ended; the last that arrives of
-// those with the same tokens chooses their experts, the last of these plans and copies codes to slots. What is one CTA's
-// work is latency alone: a launch of its own costs more than the work.
+// those with the same tokens chooses their experts, the last of these plans. What is one CTA's work is latency alone: a
+// launch of its own costs more than the work.
 #include <cuda_pipeline.h>
 
 #include "core/check.h"
@@ -23,23 +23,18 @@ constexpr int kThreads = kWarps * kWarp;
 constexpr int kExperts = kWarps;  // of a CTA: one a warp
 constexpr int kMostRoutes = static_cast<int>(kMostFusedTokens) * 32;
 static_assert(kRouteArrivals > kMostFusedTokens / 4, "a word for all, and one for each group of tokens");
-constexpr int kMostGatheredRoutes = static_cast<int>(kMostGatheredTokens) * 32;
 static_assert(kMostRoutes <= kWarps * kSmallPlanSteps * kWarp, "a block plans all routes");
-static_assert(kMostGatheredRoutes <= kThreads, "a thread a route");
 
 // Rows of x in shared memory: two that are read at once lie 16 banks apart where k is a multiple of 64.
 constexpr int64_t x_pitch(int64_t k) {
   return k + 32;
 }
-// First the experts' rows, then those of x; behind the logits: the words of the warps that route, then codes.
+// First the experts' rows, then those of x; behind the logits: the words of the warps that route.
 constexpr int64_t stage_bytes(int64_t k, int tokens) {
   return 2 * (kExperts * k + tokens * x_pitch(k));
 }
 int64_t words_a_warp(const RouteAndPlan& p) {
   return (kept_route_words(p.route.num_experts, p.route.num_groups) + 3) / 4 * 4;
-}
-int64_t gathered_bytes(const RouteAndPlan& p) {
-  return p.act != nullptr ? p.logits.num_tokens * p.act_pitch : 0;
 }
 
 // The sums of one expert with the rows of kTokens tokens. Two tokens share a load: half a warp has one of them, a
@@ -144,7 +139,6 @@ __device__ __forceinline__ void load_rows(const DeviceRouterLogits& p, int64_t f
 struct TailMemory {
   SmallPlanMemory<kWarps> plan;
   int32_t ids[kWarps * 32];
-  int32_t slots[kMostGatheredRoutes];
 };
 
 // Whether this CTA is the last of `count` to arrive at the word, which is then zero again. What the CTAs have written
@@ -162,36 +156,6 @@ __device__ __forceinline__ bool arrives_last(uint32_t* word, uint32_t count) {
   return is_last;
 }
 
-// The codes of a token to the rows of its slots. `codes`: [num_tokens, act_pitch] in shared memory.
-__device__ __forceinline__ void gather(const RouteAndPlan& p, const uint8_t* codes, const int32_t* slots,
-                                       float own_scale) {
-  const int vectors = static_cast<int>(p.act_pitch / 16);
-  const int top_k = static_cast<int>(p.route.top_k);
-  const int routes = static_cast<int>(p.logits.num_tokens) * top_k;
-  const int own = static_cast<int>(threadIdx.x);
-  if (own < routes && slots[own] >= 0) p.slot_scale[slots[own]] = own_scale;
-  for (int route = own / kWarp; route < routes; route += kWarps) {
-    const int32_t slot = slots[route];
-    if (slot < 0) continue;
-    const uint4* from = reinterpret_cast<const uint4*>(codes) + route / top_k * vectors;
-    uint4* to = reinterpret_cast<uint4*>(p.slot_act + slot * p.act_pitch);
-    for (int i = own % kWarp; i < vectors; i += kWarp) to[i] = from[i];
-  }
-}
-
-// Fetches the codes of all tokens into `codes`; returns the scale of the thread's route.
-__device__ __forceinline__ float fetch_codes(const RouteAndPlan& p, uint8_t* codes) {
-  const int num_tokens = static_cast<int>(p.logits.num_tokens), top_k = static_cast<int>(p.route.top_k);
-  const int vectors = static_cast<int>(p.act_pitch / 16) * num_tokens;
-  const int own = static_cast<int>(threadIdx.x);
-  const uint4* from = reinterpret_cast<const uint4*>(p.act);
-  for (int i = own; i < vectors; i += kThreads) {
-    __pipeline_memcpy_async(reinterpret_cast<uint4*>(codes) + i, from + i, sizeof(uint4));
-  }
-  __pipeline_commit();
-  return own < num_tokens * top_k ? p.act_scale[own / top_k] : 0.0f;
-}
-
 // Behind the last logit. The last CTA of each group of tokens chooses for them, a warp a token; the last of these plans.
 template <int kTokens, int kHeld>
 __device__ __forceinline__ void finish(const RouteAndPlan& p, int words, int steps, int segments, uint32_t* memory,
@@ -202,9 +166,6 @@ __device__ __forceinline__ void finish(const RouteAndPlan& p, int words, int ste
   const int num_tokens = static_cast<int>(p.logits.num_tokens), top_k = static_cast<int>(p.route.top_k);
   const bool one_group = gridDim.y == 1;
   if (!arrives_last(p.arrivals + (one_group ? 0 : 1 + blockIdx.y), gridDim.x)) return;
-  uint8_t* const codes = reinterpret_cast<uint8_t*>(memory + kWarps * words);
-  const bool gathers = p.act != nullptr;
-  const float scale = gathers ? fetch_codes(p, codes) : 0.0f;
   const int token = static_cast<int>(blockIdx.y) * kTokens + warp;
   if (warp < kTokens && token < num_tokens) {
     route_held_token<kHeld>(p.route, token, lane, memory + warp * words, tail.ids + warp * top_k);
@@ -213,16 +174,11 @@ __device__ __forceinline__ void finish(const RouteAndPlan& p, int words, int ste
   __syncthreads();  // all ids stand
   PlanRoutes plan = p.plan;
   if (one_group) plan.ids = tail.ids;
-  int32_t* const slots = gathers ? tail.slots : nullptr;
   if (one_group && num_tokens * top_k <= kWarp) {
-    plan_tiny(plan, num_tokens * top_k, slots);
+    plan_tiny(plan, num_tokens * top_k);
   } else {
-    plan_small(plan, int64_t{num_tokens} * top_k, steps, segments, tail.plan, slots);
+    plan_small(plan, int64_t{num_tokens} * top_k, steps, segments, tail.plan);
   }
-  if (!gathers) return;
-  __pipeline_wait_prior(0);
-  __syncthreads();  // slots and codes stand
-  gather(p, codes, tail.slots, scale);
 }
 
 template <int kTokens, int kHeld>
@@ -288,15 +244,12 @@ void check_problem(const RouteAndPlan& p) {
            "places for all tiles");
   QD_CHECK(on_16_bytes(l.x) && on_16_bytes(l.weight) && on_16_bytes(p.plan.tiles), "rows and tiles on 16 bytes");
   QD_CHECK(p.arrivals != nullptr, "words to count arrivals in");
-  QD_CHECK(p.act == nullptr || (l.num_tokens <= kMostGatheredTokens && p.act_pitch % 16 == 0 && on_16_bytes(p.act) &&
-                                on_16_bytes(p.slot_act) && p.act_scale != nullptr && p.slot_scale != nullptr),
-           "codes of few tokens, on 16 bytes");
 }
 
 template <int kTokens, int kHeld>
 void launch(const RouteAndPlan& p, cudaStream_t stream) {
   const int64_t words = words_a_warp(p);
-  const int64_t finish_bytes = kWarps * words * static_cast<int64_t>(sizeof(uint32_t)) + gathered_bytes(p);
+  const int64_t finish_bytes = kWarps * words * static_cast<int64_t>(sizeof(uint32_t));
   const int64_t first_bytes = stage_bytes(p.logits.k, kTokens);
   const int64_t bytes = first_bytes > finish_bytes ? first_bytes : finish_bytes;
   const auto kernel = route_and_plan_kernel<kTokens, kHeld>;
