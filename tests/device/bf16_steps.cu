@@ -23,7 +23,8 @@ __device__ uint32_t number(Bf16Numbers numbers, uint64_t name) {
   const uint64_t h = hash(name, 0xb16);
   const auto fraction = static_cast<uint32_t>(h >> 1 & 127);
   const auto with = [&](int low, int high) {
-    const auto exponent = static_cast<uint32_t>(low) + static_cast<uint32_t>(h >> 20) % static_cast<uint32_t>(high - low + 1);
+    const auto exponent =
+        static_cast<uint32_t>(low) + static_cast<uint32_t>(h >> 20) % static_cast<uint32_t>(high - low + 1);
     return static_cast<uint32_t>(h & 1) << 15 | exponent << 7 | fraction;
   };
   switch (numbers) {
@@ -51,7 +52,8 @@ __device__ uint32_t pair(Bf16Numbers numbers, uint64_t name) {
 
 __device__ void note(uint64_t* count, uint64_t differing) {
   static_assert(sizeof(unsigned long long) == sizeof(uint64_t));
-  if (differing > 0) atomicAdd(reinterpret_cast<unsigned long long*>(count), static_cast<unsigned long long>(differing));
+  if (differing > 0)
+    atomicAdd(reinterpret_cast<unsigned long long*>(count), static_cast<unsigned long long>(differing));
 }
 template <int Rows>
 __device__ uint64_t differing(const float (&a)[Rows][4], const float (&b)[Rows][4]) {
@@ -76,8 +78,8 @@ __device__ void reordered_scores(const uint32_t (&query)[kDim / 16][4], const ui
   }
 }
 
-__global__ void __launch_bounds__(kThreads, 1) steps_kernel(Bf16Numbers numbers, uint64_t seed,
-                                                            Bf16StepDifferences* result) {
+__global__ void __launch_bounds__(kThreads, 1)
+    steps_kernel(Bf16Numbers numbers, uint64_t seed, Bf16StepDifferences* result) {
   extern __shared__ __align__(128) uint8_t tile[];
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const uint64_t name = hash(seed, blockIdx.x);
@@ -144,7 +146,8 @@ __global__ void __launch_bounds__(kThreads, 1) steps_kernel(Bf16Numbers numbers,
   float norm[1][4] = {}, same[1][4];
 #pragma unroll
   for (int s = 0; s < 4; ++s) {
-    ptx::mma_bf16(norm[0], weights.a[s][0], weights.a[s][1], weights.a[s][2], weights.a[s][3], 0x3f803f80u, 0x3f803f80u);
+    ptx::mma_bf16(norm[0], weights.a[s][0], weights.a[s][1], weights.a[s][2], weights.a[s][3], 0x3f803f80u,
+                  0x3f803f80u);
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) same[0][i] = sum[kDim / 8][i];

@@ -75,7 +75,7 @@ __device__ __forceinline__ void block_scores(const Queries<Dim>& q, const uint8_
   const uint32_t keys = ptx::shared_address(tile);
 #pragma unroll
   for (int j = 0; j < 8; ++j) score[j][0] = score[j][1] = score[j][2] = score[j][3] = 0.0f;
-  // Where queries are not held, their loads must not pile up either.
+    // Where queries are not held, their loads must not pile up either.
 #pragma unroll(Dim <= 128 ? Dim / 32 : 2)
   for (int c = 0; c < Dim / 32; ++c) {
     const uint4 low = q.piece(0, c);

@@ -37,7 +37,7 @@ struct ItemNote {
   int unused;
 };
 struct RowNote {
-  int row;  // of q and out; -1: not used
+  int row;          // of q and out; -1: not used
   int first, last;  // keys that it sees; last below first: none
   int unused;
 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of tiles (prefill) for heads above 128 dimensions, whose sums do not fit beside each other in the registers
-// of a warpgroup: mma by warps. A CTA has 64 rows, each a token and a query head of one KV head; two warps share 16 rows
-// and take half of the dimensions each; the blocks of keys and values come through a ring that all warps read.
+// of a warpgroup: mma by warps. A CTA has 64 rows, each a token and a query head of one KV head; two warps share 16
+// rows and take half of the dimensions each; the blocks of keys and values come through a ring that all warps read.
 #pragma once
 
 #include "kernels/cuda/attention/tile_item.cuh"
@@ -192,8 +192,8 @@ __global__ void __launch_bounds__(TilePlan<Dim>::kThreads, 1)
 
 template <int Dim>
 void launch_warp_tiles(const AttentionArguments& args, device::Stream stream) {
-  const cudaError_t allowed =
-      cudaFuncSetAttribute(warp_tiles_kernel<Dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, TilePlan<Dim>::kSharedBytes);
+  const cudaError_t allowed = cudaFuncSetAttribute(warp_tiles_kernel<Dim>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   TilePlan<Dim>::kSharedBytes);
   if (allowed != cudaSuccess) throw LaunchFailure(std::string("attention, tiles: ") + cudaGetErrorString(allowed));
   const auto grid = static_cast<unsigned>(args.p.num_tiles * args.head_pairs());
   warp_tiles_kernel<Dim><<<grid, TilePlan<Dim>::kThreads, TilePlan<Dim>::kSharedBytes, native(stream)>>>(args);

@@ -123,7 +123,8 @@ __device__ __forceinline__ float scale_of_block(float absmax, uint32_t* of_warps
 // kOneVector: no thread has more than one vector of the row, which stays in registers; else the row lives in shared
 // memory. kAtOnce: the update is that of p.combine, so many of a token's rows at once; 0: it is not.
 template <bool kOneVector, int kAtOnce, int kThreads = kMostThreads>
-__global__ void __launch_bounds__(kThreads, kThreads == kMostThreads ? 1 : 4) add_norm_kernel(const __grid_constant__ DeviceAddNorm p) {
+__global__ void __launch_bounds__(kThreads, kThreads == kMostThreads ? 1 : 4)
+    add_norm_kernel(const __grid_constant__ DeviceAddNorm p) {
   extern __shared__ __align__(16) uint4 row[];
   __shared__ float norm_scale;
   __shared__ uint32_t of_warps[kLanes];

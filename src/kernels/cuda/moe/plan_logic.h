@@ -12,7 +12,8 @@ namespace quadrille::kernels::cuda {
 
 inline constexpr int kWarp = 32;
 
-// --- One block: up to kMostOneBlockRoutes routes and kSmallPlanExperts experts ----------------------------------------
+// --- One block: up to kMostOneBlockRoutes routes and kSmallPlanExperts experts
+// ----------------------------------------
 
 inline constexpr int kSmallPlanExperts = 512;
 inline constexpr int kSmallPlanWarps = 32;

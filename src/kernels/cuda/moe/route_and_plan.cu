@@ -156,7 +156,8 @@ __device__ __forceinline__ bool arrives_last(uint32_t* word, uint32_t count) {
   return is_last;
 }
 
-// Behind the last logit. The last CTA of each group of tokens chooses for them, a warp a token; the last of these plans.
+// Behind the last logit. The last CTA of each group of tokens chooses for them, a warp a token; the last of these
+// plans.
 template <int kTokens, int kHeld>
 __device__ __forceinline__ void finish(const RouteAndPlan& p, int words, int steps, int segments, uint32_t* memory,
                                        TailMemory& tail) {
@@ -239,9 +240,10 @@ void check_problem(const RouteAndPlan& p) {
                p.route.groups_kept <= p.route.num_groups && p.route.top_k >= 1 &&
                p.route.top_k <= l.num_experts / p.route.num_groups * p.route.groups_kept,
            "a rule that check_router_rule lets pass");
-  QD_CHECK(p.plan.tile_tokens >= 1 && p.plan.tile_tokens <= INT32_MAX &&
-               p.plan.max_tiles >= max_route_tiles(l.num_tokens * p.route.top_k, p.plan.num_experts, p.plan.tile_tokens),
-           "places for all tiles");
+  QD_CHECK(
+      p.plan.tile_tokens >= 1 && p.plan.tile_tokens <= INT32_MAX &&
+          p.plan.max_tiles >= max_route_tiles(l.num_tokens * p.route.top_k, p.plan.num_experts, p.plan.tile_tokens),
+      "places for all tiles");
   QD_CHECK(on_16_bytes(l.x) && on_16_bytes(l.weight) && on_16_bytes(p.plan.tiles), "rows and tiles on 16 bytes");
   QD_CHECK(p.arrivals != nullptr, "words to count arrivals in");
 }

@@ -48,10 +48,10 @@ void route_tokens(const DeviceRouteTokens& p, device::Stream stream) {
   const size_t bytes = static_cast<size_t>(warps * words) * sizeof(uint32_t);
   QD_CHECK(words <= kMostSharedWords, "groups that fit into shared memory as bits");
   constexpr int kFew = 4, kMany = 16;
-  auto* kernel = !kept                                       ? route_kernel<false, 0>
+  auto* kernel = !kept                                           ? route_kernel<false, 0>
                  : p.num_experts <= int64_t{kFew} * kRouteLanes  ? route_kernel<true, kFew>
                  : p.num_experts <= int64_t{kMany} * kRouteLanes ? route_kernel<true, kMany>
-                                                             : route_kernel<true, 0>;
+                                                                 : route_kernel<true, 0>;
   launch_chained(kernel, grid, warps * kRouteLanes, bytes, native(stream), p, static_cast<int>(words));
   check_launch("route_tokens");
 }

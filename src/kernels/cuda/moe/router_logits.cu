@@ -103,8 +103,8 @@ __device__ __forceinline__ void widen(const uint4& v, float (&x)[kGroup]) {
   }
 }
 
-// value[i] summed over the lanes in the tree of lane_sum.h, for 64 values at once: at each distance a lane keeps half of
-// them and gives the other half away. Lane l ends with the sums 2 l and 2 l + 1 in value[0] and value[1].
+// value[i] summed over the lanes in the tree of lane_sum.h, for 64 values at once: at each distance a lane keeps half
+// of them and gives the other half away. Lane l ends with the sums 2 l and 2 l + 1 in value[0] and value[1].
 template <int kCount>
 __device__ __forceinline__ void tree_sums(float (&value)[kGroup * kGroup], int lane) {
   constexpr int kDistance = kCount / 4;
@@ -203,8 +203,8 @@ void router_logits(const DeviceRouterLogits& p, device::Stream stream) {
                     p.num_tokens <= INT32_MAX;
   if (p.num_tokens <= kFewTokens || p.num_experts <= kFewExperts || !fits) {
     const int64_t blocks = (p.num_tokens * p.num_experts + kPairWarps - 1) / kPairWarps;
-    launch_chained(pair_kernel, static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks),
-                   kPairWarps * kLanes, 0, native(stream), p);
+    launch_chained(pair_kernel, static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks), kPairWarps * kLanes,
+                   0, native(stream), p);
     return check_launch("router_logits, pairs");
   }
   if (p.num_tokens < kManyTokens) return launch_tiles<2, 2>(p, native(stream));

@@ -45,8 +45,8 @@ inline constexpr int kLargeTile = 4;
 inline constexpr int kWideTile = 11;
 static_assert(kTileShapes[kLargeTile].tokens == 128 && kTileShapes[kWideTile].tokens == 160);
 
-// `vllm` is one chain of steps over K, and 1 x 128 scales have no shared form: the plain tile of as many tokens. The wide
-// tile is written for `exact` and groups of 128: elsewhere the large one takes its token tiles in parts.
+// `vllm` is one chain of steps over K, and 1 x 128 scales have no shared form: the plain tile of as many tokens. The
+// wide tile is written for `exact` and groups of 128: elsewhere the large one takes its token tiles in parts.
 inline constexpr int plain_tile(int tile) {
   if (tile == kWideTile) return kLargeTile;
   if (kTileShapes[tile].k_ctas == 0) return tile;

@@ -20,7 +20,7 @@ __device__ __forceinline__ void produce(const GemmArguments& args, const CUtenso
   if (!early) ptx::wait_for_predecessor();
   const WorkList<Plan> work(args);
   RingPlace<Plan::kStages> place;
-  int fetched = 0;  // stages whose weights are on their way
+  int fetched = 0;                                           // stages whose weights are on their way
   constexpr int kPartRows = Plan::kTokens / Plan::kCluster;  // that this CTA fetches for all
   constexpr int kPartBytes = kPartRows * layout::kRecordK;
   const int rank = static_cast<int>(blockIdx.x) % Plan::kCluster;

@@ -152,10 +152,10 @@ class SplitSharer {
 #pragma unroll
     for (int v = 0; v < Plan::kVectors; ++v) {
       const int row = vector_row(v);
-      *reinterpret_cast<uint4*>(at_.shared + round_at() + row * layout::kRecordK +
-                                ((thread_ % 8) ^ (row % 8)) * 16) = pieces[v];
+      *reinterpret_cast<uint4*>(at_.shared + round_at() + row * layout::kRecordK + ((thread_ % 8) ^ (row % 8)) * 16) =
+          pieces[v];
     }
-    ptx::fence_async_shared();           // the products read through the asynchronous proxy
+    ptx::fence_async_shared();            // the products read through the asynchronous proxy
     ptx::warpgroup_barrier(1 + sharer_);  // all tokens of the round stand
   }
 
@@ -247,7 +247,8 @@ class SplitSharer {
     const int scale = Plan::kScalesAt + row % 8 * 4 + row / 8 * 2;
 #pragma unroll 4
     for (int s = 0; s < slots; ++s, slot += Plan::kSlotBytes) {
-      const float factor = __uint_as_float(static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(slot + scale)) << 16);
+      const float factor =
+          __uint_as_float(static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(slot + scale)) << 16);
 #pragma unroll
       for (int b = 0; b < Plan::kBlocks; ++b) {
         total[b] = __fmaf_rn(factor, *reinterpret_cast<const float*>(slot + b * 512 + value), total[b]);

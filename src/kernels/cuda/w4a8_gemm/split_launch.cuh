@@ -38,13 +38,12 @@ void launch_split(const DeviceW4A8Gemm& p, const GemmArguments& args, int ctas, 
 template <int GroupK>
 void split_gemm_of(int tile, const DeviceW4A8Gemm& p, const GemmArguments& args, device::Stream stream);
 
-#define QD_SPLIT_TILES(GROUP)                                                                       \
-  template <>                                                                                       \
-  void split_gemm_of<GROUP>(int tile, const DeviceW4A8Gemm& p, const GemmArguments& args,           \
-                            device::Stream stream) {                                                \
-    const int ctas = kTileShapes[tile].k_ctas;                                                      \
-    if (kTileShapes[tile].tokens == 8) return launch_split<8, GROUP>(p, args, ctas, stream);        \
-    launch_split<16, GROUP>(p, args, ctas, stream);                                                 \
+#define QD_SPLIT_TILES(GROUP)                                                                                      \
+  template <>                                                                                                      \
+  void split_gemm_of<GROUP>(int tile, const DeviceW4A8Gemm& p, const GemmArguments& args, device::Stream stream) { \
+    const int ctas = kTileShapes[tile].k_ctas;                                                                     \
+    if (kTileShapes[tile].tokens == 8) return launch_split<8, GROUP>(p, args, ctas, stream);                       \
+    launch_split<16, GROUP>(p, args, ctas, stream);                                                                \
   }
 
 }  // namespace quadrille::kernels::cuda

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// From the accumulators of the wide tile to memory, one half of the tokens at a time through fp32 rows in shared memory:
-// scaling, activation and rounding are short run-time loops. Divisions without a branch, so that several run at a time.
+// From the accumulators of the wide tile to memory, one half of the tokens at a time through fp32 rows in shared
+// memory: scaling, activation and rounding are short run-time loops. Divisions without a branch, so that several run at
+// a time.
 #pragma once
 
 #include "kernels/cuda/ptx/barrier.cuh"
@@ -154,7 +155,8 @@ class WideEpilogue {
     }
   }
 
-  __device__ __forceinline__ void store_activated(const WorkItem& w, const float* factors, int first_n, int first_token) {
+  __device__ __forceinline__ void store_activated(const WorkItem& w, const float* factors, int first_n,
+                                                  int first_token) {
     const int rows = min(w.num_rows - first_token, Plan::kHalf);
     const int64_t first_row = static_cast<int64_t>(w.first_row) + first_token;
     const bool gated = args_.activation.gated();

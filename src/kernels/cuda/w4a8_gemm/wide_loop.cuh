@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The main loop of the wide tile: K in records of 128, one group a record. While the tensor cores multiply record i, its
-// successor is converted; then the sums are promoted by an fma chain (docs/numerics.md section 3).
+// The main loop of the wide tile: K in records of 128, one group a record. While the tensor cores multiply record i,
+// its successor is converted; then the sums are promoted by an fma chain (docs/numerics.md section 3).
 #pragma once
 
 #include "kernels/cuda/ptx/barrier.cuh"

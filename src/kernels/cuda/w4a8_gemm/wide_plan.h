@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The wide tile of the grouped product: 128 out features x 160 tokens a CTA, a pair of CTAs shares the tokens. A
-// converted record serves 160 tokens, the most that two sums a token, two records and the addresses leave registers for.
+// converted record serves 160 tokens, the most that two sums a token, two records and the addresses leave registers
+// for.
 #pragma once
 
 #include "kernels/cuda/w4a8_gemm/config.h"
@@ -13,8 +14,8 @@ struct WidePlan {
   static constexpr int kCluster = 2;
   static constexpr int kHalf = 80;  // tokens that each CTA of the pair fetches; a shorter item multiplies these alone
   static constexpr int kTokens = 2 * kHalf;
-  // A token tile of no more is multiplied in a loop of its own: the second tile of an expert with 272 rows. A third loop
-  // spills.
+  // A token tile of no more is multiplied in a loop of its own: the second tile of an expert with 272 rows. A third
+  // loop spills.
   static constexpr int kFewTokens = 112;
   static constexpr int kStages = 5;
   static constexpr int kConsumerThreads = kWarpgroups * 128;
