@@ -14,7 +14,6 @@ namespace quadrille::moe {
 namespace {
 
 using device::HandOver;
-using kernels::TileList;
 
 // The rows of every slot, quantised.
 MlpInput enqueue_slots(const DeviceCall& call, const RoutedRows& routed) {
