@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "device/device.h"
+#include "device/stream_time.h"
 #include "kernels/api/device_table.h"
 
 namespace quadrille::cli {
@@ -20,8 +21,6 @@ class Probe {
   static Result<Probe> create(const kernels::DeviceTable& table, int num_sms) {
     Probe probe(table, num_sms);
     QD_TRY(probe.stream_, device::OwnedStream::create());
-    QD_TRY(probe.begin_, device::OwnedEvent::create(true));
-    QD_TRY(probe.end_, device::OwnedEvent::create(true));
     QD_TRY(probe.memory_, device::Buffer::allocate(kBytes, probe.stream()));
     QD_TRY(probe.sink_, device::Buffer::allocate(256, probe.stream()));
     return probe;
@@ -65,33 +64,20 @@ class Probe {
   Probe(const kernels::DeviceTable& table, int num_sms) : table_(table), num_sms_(num_sms) {}
   device::Stream stream() const { return stream_->get(); }
 
-  Result<double> seconds_of(const std::function<Status()>& enqueue) {
-    QD_TRY_STATUS(device::record(begin_->get(), stream()));
-    QD_TRY_STATUS(enqueue());
-    QD_TRY_STATUS(device::record(end_->get(), stream()));
-    QD_TRY_STATUS(device::synchronize(end_->get()));
-    QD_TRY(const float ms, device::elapsed_ms(begin_->get(), end_->get()));
-    return 1e-3 * static_cast<double>(ms);
-  }
   Result<double> seconds_of_products(int64_t loops) {
-    return seconds_of([&]() -> Status {
+    return device::fastest_seconds(stream(), 1, [&]() -> Status {
       table_.probe_products({memory_.as<uint8_t>(), loops, num_sms_, sink_.as<float>()}, stream());
       return {};
     });
   }
   Result<double> best_rate(double bytes, const std::function<Status()>& enqueue) {
-    double best = 0;
-    for (int i = 0; i < kRepeats; ++i) {
-      QD_TRY(const double seconds, seconds_of(enqueue));
-      best = std::max(best, bytes / seconds);
-    }
-    return best;
+    QD_TRY(const double seconds, device::fastest_seconds(stream(), kRepeats, enqueue));
+    return bytes / seconds;
   }
 
   const kernels::DeviceTable& table_;
   int num_sms_;
   std::optional<device::OwnedStream> stream_;
-  std::optional<device::OwnedEvent> begin_, end_;
   device::Buffer memory_, sink_;
 };
 
