@@ -10,6 +10,7 @@
 #include "model/expert_moves.h"
 #include "model/first_use.h"
 #include "model/load_weights.h"
+#include "model/open_folder.h"
 #include "model/prepared_weights.h"
 #include "model/tp_legality.h"
 #include "parallel/communicator.h"
@@ -165,13 +166,7 @@ struct RankWeights {
 };
 
 Result<RankWeights> load_checkpoint(const std::string& folder, const ModelConfig& config, const LoadOptions& options) {
-  QD_TRY(const formats::HfConfig raw, formats::read_hf_config(folder));
-  QD_TRY(const Inventory inventory, take_inventory(folder, raw, config, options.log));
-  if (!inventory.unused_tensors.empty()) {
-    options.log(LogLevel::kInfo,
-                fmt::format("{}: {} tensors are no part of the model and stay unread, the first is '{}'", folder,
-                            inventory.unused_tensors.size(), inventory.unused_tensors[0]));
-  }
+  QD_TRY(const Inventory inventory, open_inventory(folder, config, options));
   QD_TRY(std::vector<layout::ModelShard> shards, all_shards(inventory, config, options));
   QD_TRY(const std::optional<moe::Placement> placement, choose_placement(config, options));
   const int rank = shards.empty() ? 0 : options.ranks->rank();
