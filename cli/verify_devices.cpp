@@ -21,21 +21,12 @@ struct Rows {
   const float* row(size_t r) const { return values.data() + r * static_cast<size_t>(width); }
 };
 
-// Logits of every position, in one step over pages of their own.
+// Logits of every position.
 Result<Rows> logits_of(model::Forward& model, const std::vector<int32_t>& ids) {
-  std::vector<int32_t> pages(static_cast<size_t>(model.num_pages())), positions(ids.size());
-  std::iota(pages.begin(), pages.end(), 0);
-  std::iota(positions.begin(), positions.end(), 0);
-  const std::vector<int32_t> sequence(ids.size(), 0);
-  Rows rows{model.vocab_size(), std::vector<float>(ids.size() * static_cast<size_t>(model.vocab_size()))};
-  const model::Step step{.ids = ids,
-                         .positions = positions,
-                         .sequences = sequence,
-                         .page_table = pages,
-                         .page_table_stride = static_cast<int64_t>(pages.size()),
-                         .logit_rows = positions};
-  QD_TRY_STATUS(model.run(step, rows.values));
-  return rows;
+  std::vector<int32_t> all(ids.size());
+  std::iota(all.begin(), all.end(), 0);
+  QD_TRY(std::vector<float> values, logits_behind(model, ids, all));
+  return Rows{model.vocab_size(), std::move(values)};
 }
 
 double largest_difference(const Rows& a, const Rows& b, size_t begin, size_t end) {
@@ -154,11 +145,7 @@ nlohmann::json comparison_json(const VerifyOptions& options, const Side& a, cons
 Result<DeviceDifference> explain_devices(model::Forward& first, model::Forward& second, const engine::Request& request,
                                          const std::vector<int32_t>& first_ids,
                                          const std::vector<int32_t>& second_ids) {
-  const size_t shorter = std::min(first_ids.size(), second_ids.size());
-  size_t step = 0;
-  while (step < shorter && first_ids[step] == second_ids[step]) ++step;
-  std::vector<int32_t> prefix = request.prompt;
-  prefix.insert(prefix.end(), first_ids.begin(), first_ids.begin() + static_cast<std::ptrdiff_t>(step));
+  const auto [step, prefix] = find_parting(request, first_ids, second_ids);
   QD_TRY(const Rows a, logits_of(first, prefix));
   QD_TRY(const Rows b, logits_of(second, prefix));
   const size_t last = prefix.size() - 1;

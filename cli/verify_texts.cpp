@@ -13,25 +13,38 @@ namespace {
 constexpr int kRuns = 16;
 constexpr double kUnderestimate = 1.66;
 
-// The logits behind the last of `ids`.
 Result<std::vector<float>> last_logits(model::AnyModel& model, const std::vector<int32_t>& ids) {
+  const auto last = static_cast<int32_t>(ids.size() - 1);
+  return logits_behind(model, ids, {&last, 1});
+}
+
+}  // namespace
+
+Parting find_parting(const engine::Request& request, const std::vector<int32_t>& a, const std::vector<int32_t>& b) {
+  Parting parting;
+  const size_t shorter = std::min(a.size(), b.size());
+  while (parting.step < shorter && a[parting.step] == b[parting.step]) ++parting.step;
+  parting.prefix = request.prompt;
+  parting.prefix.insert(parting.prefix.end(), a.begin(), a.begin() + static_cast<std::ptrdiff_t>(parting.step));
+  return parting;
+}
+
+Result<std::vector<float>> logits_behind(model::Forward& model, const std::vector<int32_t>& ids,
+                                         std::span<const int32_t> rows) {
   std::vector<int32_t> pages(static_cast<size_t>(model.num_pages())), positions(ids.size());
   std::iota(pages.begin(), pages.end(), 0);
   std::iota(positions.begin(), positions.end(), 0);
   const std::vector<int32_t> sequence(ids.size(), 0);
-  const auto last = static_cast<int32_t>(ids.size() - 1);
-  std::vector<float> logits(static_cast<size_t>(model.vocab_size()));
+  std::vector<float> logits(rows.size() * static_cast<size_t>(model.vocab_size()));
   const model::Step step{.ids = ids,
                          .positions = positions,
                          .sequences = sequence,
                          .page_table = pages,
                          .page_table_stride = static_cast<int64_t>(pages.size()),
-                         .logit_rows = std::span(&last, 1)};
+                         .logit_rows = rows};
   QD_TRY_STATUS(model.run(step, logits));
   return logits;
 }
-
-}  // namespace
 
 int32_t token_at(const std::vector<int32_t>& ids, size_t step, const engine::Request& request,
                  std::span<const float> logits) {
@@ -64,11 +77,7 @@ Result<Texts> answer_greedily(model::Forward& model, engine::TextStreamFactory s
 Result<TextDifference> explain(model::AnyModel& one, const engine::Request& request,
                                const std::vector<int32_t>& ids_one, const std::vector<int32_t>& ids_many, int64_t steps,
                                const SumRules& rules) {
-  const size_t shorter = std::min(ids_one.size(), ids_many.size());
-  size_t step = 0;
-  while (step < shorter && ids_one[step] == ids_many[step]) ++step;
-  std::vector<int32_t> prefix = request.prompt;
-  prefix.insert(prefix.end(), ids_one.begin(), ids_one.begin() + static_cast<int64_t>(step));
+  const auto [step, prefix] = find_parting(request, ids_one, ids_many);
   QD_TRY(const std::vector<float> logits, last_logits(one, prefix));
   TextDifference found;
   found.step = static_cast<int64_t>(step);

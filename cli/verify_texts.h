@@ -34,6 +34,17 @@ struct Texts {
 int32_t token_at(const std::vector<int32_t>& ids, size_t step, const engine::Request& request,
                  std::span<const float> logits);
 
+// Where two answers to one request part, and what stands before it: the prompt and the part that they share.
+struct Parting {
+  size_t step = 0;  // of the answer
+  std::vector<int32_t> prefix;
+};
+Parting find_parting(const engine::Request& request, const std::vector<int32_t>& a, const std::vector<int32_t>& b);
+
+// Logits [rows, vocab_size] behind the tokens `rows` of `ids`, in one step over pages of their own.
+Result<std::vector<float>> logits_behind(model::Forward& model, const std::vector<int32_t>& ids,
+                                         std::span<const int32_t> rows);
+
 // Answers all requests greedily. `ranks`: of `model`, or null.
 Result<Texts> answer_greedily(model::Forward& model, engine::TextStreamFactory streams,
                               const std::vector<engine::Request>& requests, int64_t batch,
