@@ -13,13 +13,6 @@ namespace {
 using namespace testing;
 using ::testing::HasSubstr;
 
-Request simple(int64_t prompt = 5, int64_t max_tokens = 4) {
-  Request request;
-  for (int64_t i = 0; i < prompt; ++i) request.prompt.push_back(static_cast<int32_t>(i % kVocab));
-  request.max_tokens = max_tokens;
-  return request;
-}
-
 // Waits while a step is on its way, lazily or eagerly computed.
 class Ahead : public ::testing::TestWithParam<bool> {
  protected:
@@ -319,19 +312,7 @@ TEST_P(AheadErrors, ARowWithoutNumbersEndsItsOwnRequest) {
 }
 
 TEST_P(AheadErrors, PagesOfAFailedStepAreNotReused) {
-  Engine cached(model, options);
-  Request request = simple(130, 1);
-  request.prompt.back() = 60;
-  model.nan_id = 60;
-  const RequestId bad = *cached.submit(request);
-  run_to_end(cached);
-  EXPECT_EQ(finished(cached, bad).finish, FinishReason::kError);
-  model.nan_id = -1;
-  const RequestId good = *cached.submit(request);
-  run_to_end(cached);
-  const Update update = finished(cached, good);
-  EXPECT_EQ(update.cached_prompt_tokens, 0);
-  EXPECT_TRUE(same_bits(update.tokens, expected_answer(request).tokens));
+  expect_failed_pages_are_not_reused(model, options);
 }
 
 // What a stop id made worthless lies behind the pages that are kept.

@@ -164,4 +164,29 @@ inline Update finished(Engine& engine, RequestId id) {
   return all;
 }
 
+inline Request simple(int64_t prompt = 5, int64_t max_tokens = 4) {
+  Request request;
+  for (int64_t i = 0; i < prompt; ++i) request.prompt.push_back(static_cast<int32_t>(i % kVocab));
+  request.max_tokens = max_tokens;
+  return request;
+}
+
+// A request whose last row is no number, then the same request over a model that is well: its pages are computed anew.
+// `options`: with the prefix cache.
+inline void expect_failed_pages_are_not_reused(FakeModel& model, const EngineOptions& options) {
+  Engine cached(model, options);
+  Request request = simple(130, 1);
+  request.prompt.back() = 60;
+  model.nan_id = 60;
+  const RequestId bad = *cached.submit(request);
+  run_to_end(cached);
+  EXPECT_EQ(finished(cached, bad).finish, FinishReason::kError);
+  model.nan_id = -1;
+  const RequestId good = *cached.submit(request);
+  run_to_end(cached);
+  const Update update = finished(cached, good);
+  EXPECT_EQ(update.cached_prompt_tokens, 0);
+  EXPECT_TRUE(same_bits(update.tokens, expected_answer(request).tokens));
+}
+
 }  // namespace quadrille::engine::testing
