@@ -10,26 +10,20 @@
 #include <optional>
 #include <string_view>
 
-#include "device/order.h"
+#include "device_step/delay_harness.h"
 
 namespace quadrille::testing {
 
-class ModelDelays final : public device::StepHarness {
+class ModelDelays final : public DelayHarness {
  public:
   static constexpr int64_t kLongest = 100'000;  // nanoseconds
-  explicit ModelDelays(uint64_t seed) : seed_(seed) {}
+  explicit ModelDelays(uint64_t seed) : DelayHarness(kLongest), seed_(seed) {}
 
   // Instead: only these steps are slow, by two of the longest delays and more; the others come at once.
   using Which = std::function<bool(std::string_view step, device::Stream stream)>;
   void slow_only(Which which) { slow_ = std::move(which); }
-  void drop(device::HandOver site) { dropped_ = site; }
 
   void before_step(const char* step, device::Stream stream) override;
-  void fresh_buffer(void* memory, size_t bytes, device::Stream stream) override;
-  bool drops(device::HandOver site) override { return dropped_ == site; }
-
-  int64_t steps() const { return steps_.load(); }
-  int64_t poisoned_bytes() const { return poisoned_.load(); }
 
  private:
   struct Seen {
@@ -37,19 +31,8 @@ class ModelDelays final : public device::StepHarness {
   };
   uint64_t seed_;
   Which slow_;
-  std::optional<device::HandOver> dropped_;
   std::mutex mutex_;
   std::map<void*, Seen> streams_;
-  std::atomic<int64_t> steps_{0}, poisoned_{0};
-};
-
-// The harness is set as long as this lives; everything has run when it goes.
-class UnderDelays {
- public:
-  explicit UnderDelays(ModelDelays* delays) { device::set_step_harness(delays); }
-  UnderDelays(const UnderDelays&) = delete;
-  UnderDelays& operator=(const UnderDelays&) = delete;
-  ~UnderDelays() { device::set_step_harness(nullptr); }
 };
 
 }  // namespace quadrille::testing

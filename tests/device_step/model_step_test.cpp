@@ -142,7 +142,7 @@ TEST_F(ModelInStep, ThousandRequestsOnOneGpu) {
   const auto requests = questions(kRequests);
   const Texts want = texts_of(abacus() + "/w4a8", requests);
   ModelDelays delays(11);
-  const UnderDelays under(&delays);
+  const Harnessed harnessed(&delays);
   EXPECT_EQ(difference(texts_of(abacus() + "/w4a8", requests), want), "");
   const int64_t in_graphs = delays.steps();
   const std::vector<engine::Request> some(requests.begin(), requests.begin() + 64);
@@ -170,7 +170,7 @@ TEST_F(ModelInStep, ThousandRequestsOnTwoGpus) {
   run(want);
   EXPECT_EQ(difference(want[1], want[0]), "") << "of the ranks";
   ModelDelays delays(12);
-  const UnderDelays under(&delays);
+  const Harnessed harnessed(&delays);
   run(got);
   for (int rank = 0; rank < kRanks; ++rank) EXPECT_EQ(difference(got[rank], want[0]), "") << "rank " << rank;
   EXPECT_GT(delays.steps(), 2000);
@@ -196,7 +196,7 @@ TEST_P(ModelMutants, ALeftOutHandOverChangesTexts) {
       return late.handle != nullptr ? stream.handle == late.handle : step.starts_with(slow);
     });
     if (drops) delays.drop(mutant.site);
-    const UnderDelays under(&delays);
+    const Harnessed harnessed(&delays);
     const auto texts = [&]() -> Result<Texts> {
       QD_TRY(const auto model, load(with_shared_expert(), false, &pool_));
       if (slow == "main") late = model->streams().main;

@@ -13,17 +13,17 @@
 #include <utility>
 #include <vector>
 
-#include "device/order.h"
+#include "device_step/delay_harness.h"
 
 namespace quadrille::testing {
 
 // What a stream of an engine is for.
 enum class Role { kMain, kSide, kPrepare, kCopy };
 
-class RandomDelays : public device::StepHarness {
+class RandomDelays : public DelayHarness {
  public:
   static constexpr int64_t kLongest = 200'000;  // nanoseconds
-  explicit RandomDelays(uint64_t seed) : seed_(seed) {}
+  explicit RandomDelays(uint64_t seed) : DelayHarness(kLongest), seed_(seed) {}
 
   // Before the engine of the stream runs. A stream without a name gets no delays. `rank`: ranks that are in step by
   // their delays would hide what keeps them in step.
@@ -38,14 +38,8 @@ class RandomDelays : public device::StepHarness {
     slow_ = role;
     slow_ranks_ = std::move(ranks);
   }
-  void drop(device::HandOver site) { dropped_ = site; }
 
   void before_step(const char* step, device::Stream stream) override;
-  void fresh_buffer(void* memory, size_t bytes, device::Stream stream) override;
-  bool drops(device::HandOver site) override { return dropped_ == site; }
-
-  int64_t steps() const { return steps_.load(); }
-  int64_t poisoned_bytes() const { return poisoned_.load(); }
 
  private:
   struct Named {
@@ -62,17 +56,6 @@ class RandomDelays : public device::StepHarness {
   std::map<void*, std::unique_ptr<Named>> streams_;
   std::optional<Role> slow_;
   std::vector<int> slow_ranks_;  // none: all
-  std::optional<device::HandOver> dropped_;
-  std::atomic<int64_t> steps_{0}, poisoned_{0};
-};
-
-// The harness is set as long as this lives; everything has run when it goes.
-class Harnessed {
- public:
-  explicit Harnessed(RandomDelays* delays) { device::set_step_harness(delays); }
-  Harnessed(const Harnessed&) = delete;
-  Harnessed& operator=(const Harnessed&) = delete;
-  ~Harnessed() { device::set_step_harness(nullptr); }
 };
 
 }  // namespace quadrille::testing
