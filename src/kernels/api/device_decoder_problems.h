@@ -32,16 +32,18 @@ struct DeviceEmbed {
 // --- Residual and norm -----------------------------------------------------------------------------------------------
 
 // For r in [0, num_rows), t = rows[r] (r where rows is null):
-//   x[t] = bf16(x[t] + update[t]) where there is an update (fp32 updates are rounded to bf16 first), stored; the update
-//   may be what `combine` would have made of row t, which is then not stored itself;
-//   normed[r] = RMSNorm(x[t]) (problems.h), as bf16, as e4m3 codes with their scale (the bytes of quantize_tokens on
-//   the bf16 row), or both. Rows that `rows` does not name are neither read nor written; it names none twice.
+//   x[t] = bf16(x[t] + update[t]) where there is an update (fp32 updates are rounded to bf16 first), stored there or in
+//   x_out (a kernel whose CTAs all read x cannot store in place); the update may be what `combine` would have made of
+//   row t, which is then not stored itself; normed[r] = RMSNorm(x[t]) (problems.h), as bf16, as e4m3 codes with their
+//   scale (the bytes of quantize_tokens on the bf16 row), or both. Rows that `rows` does not name are neither read nor
+//   written; it names none twice.
 struct DeviceAddNorm {
   int64_t num_rows = 0;
   int64_t width = 0;  // a multiple of 8
   float eps = 0;
   const int32_t* rows = nullptr;      // [num_rows] or null
   uint16_t* x = nullptr;              // [tokens, width] bf16 residual stream
+  uint16_t* x_out = nullptr;          // out: where the sums go, apart from x, as many rows; null: into x
   const uint16_t* update = nullptr;   // [tokens, width] bf16, or null
   const float* update_f32 = nullptr;  // [tokens, width] fp32 (a sum over ranks), or null; one update at most
   DeviceCombine combine;              // rows not null: the update is row t of its result; its out is not used
@@ -54,6 +56,18 @@ struct DeviceAddNorm {
   int64_t act_pitch = 0;             // bytes, a multiple of 16 that holds the row
   float* act_scale = nullptr;        // out [num_rows], with act
 };
+
+// add_norm and route_and_plan of few tokens in one launch, same bits: every CTA makes the norm for itself, so no row of
+// x may be written in place. The norm: no `rows`, no combine; a bf16 update with x_out, or none. The logits' x is not
+// read. A bf16 row and codes are written where the norm names them.
+struct DeviceNormAndRoute {
+  DeviceAddNorm norm;
+  RouteAndPlan route;
+};
+inline constexpr int64_t kMostNormedTokens = 4;
+inline constexpr bool fits_norm_and_route(int64_t num_tokens, int64_t num_experts, int64_t top_k, int64_t k) {
+  return num_tokens <= kMostNormedTokens && fits_route_and_plan(num_tokens, num_experts, top_k, k);
+}
 
 // --- Heads -----------------------------------------------------------------------------------------------------------
 

@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, kThreads == kMostThreads ? 1 : 4)
     uint4 x = vector_at(p.x, t, p.width, i);
     if (kCombines || p.update != nullptr || p.update_f32 != nullptr) {
       x = sum_of(x, kCombines ? combined(p.combine, t, i, routes) : update_of(p, t, i));
-      reinterpret_cast<uint4*>(p.x + t * p.width)[i] = x;
+      reinterpret_cast<uint4*>((p.x_out != nullptr ? p.x_out : p.x) + t * p.width)[i] = x;
     }
     v = x;
     row[i] = x;
@@ -206,8 +206,9 @@ void add_norm(const DeviceAddNorm& p, device::Stream stream) {
   QD_CHECK(p.width >= kVectorColumns && p.width % kVectorColumns == 0 && p.width <= kMostWidth,
            "a width that is a multiple of 8, at most 24000");
   check_update(p);
-  QD_CHECK(on_16_bytes(p.x) && on_16_bytes(p.weight) && on_16_bytes(p.normed) && on_16_bytes(p.act),
-           "rows on 16 bytes");
+  QD_CHECK(
+      on_16_bytes(p.x) && on_16_bytes(p.x_out) && on_16_bytes(p.weight) && on_16_bytes(p.normed) && on_16_bytes(p.act),
+      "rows on 16 bytes");
   QD_CHECK(p.act == nullptr || (p.act_pitch >= p.width && p.act_pitch % 16 == 0), "a pitch that holds the codes");
   QD_CHECK(p.weight != nullptr || (p.normed == nullptr && p.act == nullptr), "weights of the norm");
   if (p.num_rows == 0) return;
