@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+// The parts of quadrille._native; module.cpp calls each once.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+void bind_tensor(nanobind::module_& module);
+void bind_layer(nanobind::module_& module);
+void bind_prepare(nanobind::module_& module);
+void bind_model(nanobind::module_& module);

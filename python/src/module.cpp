@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+// quadrille._native: the C functions of libquadrille as Python sees them.
+#include "bindings.h"
+#include "quadrille/c_api.h"
+
+NB_MODULE(_native, module) {
+  nanobind::set_leak_warnings(false);  // the library never prints; the tests count objects themselves
+  module.doc() = "The compiled part of quadrille.";
+  module.attr("__version__") = qd_version();
+}
