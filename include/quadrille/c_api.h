@@ -95,6 +95,11 @@ QD_API qd_result qd_event_create(void** event, qd_error* error); /* without timi
 QD_API void qd_event_destroy(void* event);
 QD_API qd_result qd_event_record(void* event, void* stream, qd_error* error);
 QD_API qd_result qd_stream_wait_event(void* stream, void* event, qd_error* error);
+/* What is enqueued on `stream` from here on runs behind what is on `leader` now. Either may be a default stream (null
+ * or CUDA's special handles): the one place where a caller's default stream meets a stream of its own. */
+QD_API qd_result qd_stream_follow(void* stream, void* leader, qd_error* error);
+/* 1 in `captured` where calls on the stream are being captured into a graph. */
+QD_API qd_result qd_stream_captured(void* stream, int32_t* captured, qd_error* error);
 
 /* Device memory of the stream-ordered pool, 256-byte aligned. */
 QD_API qd_result qd_memory_allocate(size_t bytes, void* stream, void** memory, qd_error* error);
@@ -116,6 +121,8 @@ typedef struct qd_allocator {
  */
 
 enum { QD_NUMERICS_EXACT = 0, QD_NUMERICS_VLLM = 1 };
+/* Intermediate values of the host: rounded to bf16 where a bf16 engine does it, or nowhere. A GPU has the first. */
+enum { QD_ROUND_BF16 = 0, QD_ROUND_F32 = 1 };
 
 enum {
   QD_SOURCE_UINT4B8 = 0, /* [n, k/8] 32-bit words, nibble = q + 8, lowest nibble = lowest k */
@@ -166,6 +173,8 @@ QD_API qd_result qd_weights_prepare(const qd_weights_desc* desc, const qd_alloca
                                     void* copy_stream, qd_weights** weights, qd_error* error);
 /* Makes `stream` wait for the preparation. The run functions do it themselves. */
 QD_API qd_result qd_weights_wait(const qd_weights* weights, void* stream, qd_error* error);
+/* 1 in `prepared` when the preparation is done, and its sources are no longer read. Never waits. */
+QD_API qd_result qd_weights_prepared(const qd_weights* weights, int32_t* prepared, qd_error* error);
 /* The host waits for the preparation; `flags` (or null): its status word. `stream` carries the read. */
 QD_API qd_result qd_weights_synchronize(const qd_weights* weights, void* stream, uint32_t* flags, qd_error* error);
 /* Releases the memory in the order of `stream`, which comes after the last use. Null weights are fine. */

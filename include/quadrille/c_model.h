@@ -158,8 +158,6 @@ QD_API qd_result qd_tokenizer_render_chat(const qd_tokenizer* tokenizer, const c
 /* --- Models --------------------------------------------------------------------------------------------------------
  */
 
-enum { QD_ROUND_BF16 = 0, QD_ROUND_F32 = 1 };
-
 typedef struct qd_model_desc {
   size_t struct_size;
   const char* folder;             /* a checkpoint or a prepared folder */

@@ -5,6 +5,7 @@
 
 #include "api/call.h"
 #include "device/device.h"
+#include "device/follow.h"
 
 using quadrille::Status;
 using quadrille::api::check_given;
@@ -114,6 +115,20 @@ qd_result qd_event_record(void* event, void* stream, qd_error* error) {
 
 qd_result qd_stream_wait_event(void* stream, void* event, qd_error* error) {
   return guarded(error, [&] { return device::wait({stream}, {event}); });
+}
+
+qd_result qd_stream_follow(void* stream, void* leader, qd_error* error) {
+  return guarded(error, [&] { return device::follow({stream}, {leader}); });
+}
+
+qd_result qd_stream_captured(void* stream, int32_t* captured, qd_error* error) {
+  return guarded(error, [&]() -> Status {
+    QD_TRY_STATUS(check_given(captured, "captured"));
+    *captured = 0;
+    QD_TRY(const bool is_captured, device::capturing({stream}));
+    *captured = is_captured ? 1 : 0;
+    return {};
+  });
 }
 
 qd_result qd_memory_allocate(size_t bytes, void* stream, void** memory, qd_error* error) {

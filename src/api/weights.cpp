@@ -227,6 +227,17 @@ qd_result qd_weights_wait(const qd_weights* weights, void* stream, qd_error* err
   });
 }
 
+qd_result qd_weights_prepared(const qd_weights* weights, int32_t* prepared, qd_error* error) {
+  return guarded(error, [&]() -> quadrille::Status {
+    QD_TRY_STATUS(check_given(weights, "weights"));
+    QD_TRY_STATUS(check_given(prepared, "prepared"));
+    *prepared = 0;
+    QD_TRY(const bool is_done, quadrille::device::reached(weights->done.get()));
+    *prepared = is_done ? 1 : 0;
+    return {};
+  });
+}
+
 qd_result qd_weights_synchronize(const qd_weights* weights, void* stream, uint32_t* flags, qd_error* error) {
   return guarded(error, [&]() -> quadrille::Status {
     QD_TRY_STATUS(check_given(weights, "weights"));

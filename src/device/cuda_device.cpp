@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which GPUs there are, and their streams and events.
 #include "device/cuda_status.h"
+#include "device/follow.h"
 
 namespace quadrille::device {
 namespace {
@@ -115,6 +116,12 @@ Status wait(Stream stream, Event event) {
   QD_TRY_STATUS(check_event(event));
   QD_TRY_STATUS(check_stream(stream));
   return cuda_status(cudaStreamWaitEvent(native(stream), native(event), 0), "waiting for an event");
+}
+Status follow(Stream stream, Stream leader) {
+  if (stream.handle == leader.handle) return {};
+  QD_TRY(const OwnedEvent reached_here, OwnedEvent::create());
+  QD_TRY_STATUS(cuda_status(cudaEventRecord(native(reached_here.get()), native(leader)), "recording an event"));
+  return cuda_status(cudaStreamWaitEvent(native(stream), native(reached_here.get()), 0), "waiting for an event");
 }
 Status synchronize(Stream stream) {
   QD_TRY_STATUS(check_stream(stream));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A build without CUDA: every function says so.
 #include "device/device.h"
+#include "device/follow.h"
 #include "device/peer.h"
 
 namespace quadrille::device {
@@ -39,6 +40,9 @@ Status record(Event, Stream) {
   return no_cuda();
 }
 Status wait(Stream, Event) {
+  return no_cuda();
+}
+Status follow(Stream, Stream) {
   return no_cuda();
 }
 Status synchronize(Stream) {

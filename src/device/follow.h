@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// A stream of another library behind one of ours, or the other way round. Called by src/api for tensors that come and
+// go by DLPack, whose consumer may name a default stream; every hand-over between streams of ours is in order.h.
+#pragma once
+
+#include "core/result.h"
+#include "device/handles.h"
+
+namespace quadrille::device {
+
+// What is enqueued on `stream` from here on runs behind what is on `leader` now. Either may be a default stream.
+Status follow(Stream stream, Stream leader);
+
+}  // namespace quadrille::device
