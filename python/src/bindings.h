@@ -7,4 +7,6 @@
 void bind_tensor(nanobind::module_& module);
 void bind_layer(nanobind::module_& module);
 void bind_prepare(nanobind::module_& module);
+void bind_tokenizer(nanobind::module_& module);
 void bind_model(nanobind::module_& module);
+void bind_folders(nanobind::module_& module);

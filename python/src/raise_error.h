@@ -5,6 +5,8 @@
 #include <nanobind/nanobind.h>
 #include <quadrille/c_api.h>
 
+#include <cstring>
+
 namespace quadrille::python {
 
 // Raises unless `result` is QD_OK; the text is the library's own: expected, found, where, what to do.
@@ -31,7 +33,10 @@ inline void raise_error(qd_result result, const qd_error& error) {
     default:
       break;
   }
-  PyErr_SetString(kind, error.message);
+  // A message that was cut to fit may end inside of a character.
+  PyObject* text = PyUnicode_DecodeUTF8(error.message, static_cast<Py_ssize_t>(std::strlen(error.message)), "replace");
+  if (text != nullptr) PyErr_SetObject(kind, text);
+  Py_XDECREF(text);
   throw nanobind::python_error();
 }
 

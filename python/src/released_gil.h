@@ -18,8 +18,13 @@ namespace quadrille::python {
 // thread that comes back after exit began (guard_exit()) sleeps until the process is gone; nobody joins it.
 class ReleasedGil {
  public:
-  ReleasedGil() : state_(PyEval_SaveThread()) {}
-  ~ReleasedGil() {
+  ReleasedGil() { release(); }
+  ~ReleasedGil() { acquire(); }
+  ReleasedGil(const ReleasedGil&) = delete;
+  ReleasedGil& operator=(const ReleasedGil&) = delete;
+
+  // For a callback on the same thread: the lock for a while, then release() again.
+  void acquire() {
     returning_.fetch_add(1);
     if (exiting_.load() && std::this_thread::get_id() != exit_thread_) {
       returning_.fetch_sub(1);
@@ -28,8 +33,7 @@ class ReleasedGil {
     PyEval_RestoreThread(state_);
     returning_.fetch_sub(1);
   }
-  ReleasedGil(const ReleasedGil&) = delete;
-  ReleasedGil& operator=(const ReleasedGil&) = delete;
+  void release() { state_ = PyEval_SaveThread(); }
 
   // From Python's atexit, when only daemon threads are left besides the calling one. Returns when no thread is between
   // its look at the flag and the lock.
@@ -42,7 +46,7 @@ class ReleasedGil {
   }
 
  private:
-  PyThreadState* state_;
+  PyThreadState* state_ = nullptr;
   inline static std::atomic<int> returning_{0};
   inline static std::atomic<bool> exiting_{false};
   inline static std::thread::id exit_thread_;
