@@ -93,8 +93,9 @@ Status DeviceDecoder::enqueue_layers(const StepShape& shape, StepObserver* obser
 
 Status DeviceDecoder::enqueue_blocks(const StepShape& shape) {
   layer_ = -1;
+  stream_is_moved_ = false;
   QD_TRY_STATUS(enqueue_embedding(shape));
-  QD_TRY_STATUS(show_update(Module::kEmbedding, memory_.at<uint16_t>(parts_.x), shape.num_tokens));
+  QD_TRY_STATUS(show_update(Module::kEmbedding, stream_rows(), shape.num_tokens));
   update_is_pending_ = false;
   pending_combine_ = {};
   for (layer_ = 0; layer_ < config_.num_layers; ++layer_) {
@@ -110,7 +111,7 @@ Status DeviceDecoder::enqueue_blocks(const StepShape& shape) {
 Status DeviceDecoder::enqueue_block(int64_t layer, const StepShape& shape) {
   const DeviceLayerView& weights = weights_.layers[static_cast<size_t>(layer)];
   const int64_t tokens = shape.num_tokens;
-  enqueue_norm(shape, weights.input_norm, update_is_pending_, any_w4(weights.qkv), any_bf16(weights.qkv));
+  enqueue_norm(open_norm(shape, weights.input_norm, update_is_pending_, any_w4(weights.qkv), any_bf16(weights.qkv)));
   auto* qkv = memory_.open<uint16_t>(parts_.qkv, stream_);
   const int64_t qkv_width = config_.q_width() + 2 * config_.kv_width();
   for (const DeviceMatrix& matrix : weights.qkv) {
@@ -126,7 +127,15 @@ Status DeviceDecoder::enqueue_block(int64_t layer, const StepShape& shape) {
   FeedForwardForm form;
   form.has_codes = dense_w4 || feed_forward_takes_codes(weights);
   form.leaves_combine = observer_ == nullptr && !shard_.is_split();
-  enqueue_norm(shape, weights.post_attention_norm, true, form.has_codes, !dense_w4);
+  const bool is_with_router = norms_with_router(weights, tokens);
+  form.has_codes = form.has_codes || is_with_router;
+  kernels::DeviceAddNorm norm = open_norm(shape, weights.post_attention_norm, true, form.has_codes, !dense_w4);
+  if (is_with_router) {
+    move_stream(&norm);
+    form.norm = &norm;
+  } else {
+    enqueue_norm(norm);
+  }
   QD_TRY_STATUS(enqueue_feed_forward(layer, tokens, form));
   return weights.is_moe() ? show_moe_block(tokens) : Status();
 }
@@ -273,13 +282,13 @@ Status DeviceDecoder::enqueue_attention(int64_t layer, const StepShape& shape) {
   return {};
 }
 
-void DeviceDecoder::enqueue_norm(const StepShape& shape, const uint16_t* weight, bool has_update, bool quantised,
-                                 bool plain) {
+kernels::DeviceAddNorm DeviceDecoder::open_norm(const StepShape& shape, const uint16_t* weight, bool has_update,
+                                                bool quantised, bool plain) {
   kernels::DeviceAddNorm norm;
   norm.num_rows = shape.num_tokens;
   norm.width = config_.hidden_size;
   norm.eps = static_cast<float>(config_.rms_norm_eps);
-  norm.x = memory_.at<uint16_t>(parts_.x);
+  norm.x = stream_rows();
   if (has_update) {
     norm.combine = pending_combine_;
     norm.routes_are_older = true;  // a product lies between
@@ -293,6 +302,15 @@ void DeviceDecoder::enqueue_norm(const StepShape& shape, const uint16_t* weight,
     norm.act_pitch = moe::act_pitch(norm.width);
     norm.act_scale = memory_.open<float>(parts_.act_scale, stream_);
   }
+  return norm;
+}
+
+void DeviceDecoder::move_stream(kernels::DeviceAddNorm* norm) {
+  stream_is_moved_ = !stream_is_moved_;
+  norm->x_out = memory_.open<uint16_t>(stream_is_moved_ ? parts_.other_x : parts_.x, stream_);
+}
+
+void DeviceDecoder::enqueue_norm(const kernels::DeviceAddNorm& norm) {
   device::before_step("add_norm", stream_);
   table_.add_norm(norm, stream_);
 }

@@ -104,14 +104,23 @@ class DeviceDecoder {
   struct FeedForwardForm {
     bool has_codes = false;
     bool leaves_combine = false;
+    const kernels::DeviceAddNorm* norm = nullptr;  // not null: makes its input, and has not been enqueued
   };
+  // Whether the norm in front of a layer's experts is made in the launch of their router.
+  bool norms_with_router(const DeviceLayerView& layer, int64_t num_tokens) const;
   static bool feed_forward_takes_codes(const DeviceLayerView& layer);
   Status enqueue_feed_forward(int64_t layer, int64_t num_tokens, const FeedForwardForm& form);
   Status enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num_tokens, const FeedForwardForm& form);
   void enqueue_bf16_product(kernels::DeviceBf16Gemm gemm, const DeviceMatrix& matrix, const uint16_t* x, void* out,
                             int64_t width);
-  // `update`: added to the stream first, or null. `quantised`: the codes are wanted, `plain`: the bf16 rows.
-  void enqueue_norm(const StepShape& shape, const uint16_t* weight, bool has_update, bool quantised, bool plain);
+  // The next norm of the stream, in place. `update`: added to the stream first, or null. `quantised`: the codes are
+  // wanted, `plain`: the bf16 rows.
+  kernels::DeviceAddNorm open_norm(const StepShape& shape, const uint16_t* weight, bool has_update, bool quantised,
+                                   bool plain);
+  // The norm puts its sums into the other of the two rows, which is the stream from then on.
+  void move_stream(kernels::DeviceAddNorm* norm);
+  uint16_t* stream_rows() const { return memory_.at<uint16_t>(stream_is_moved_ ? parts_.other_x : parts_.x); }
+  void enqueue_norm(const kernels::DeviceAddNorm& norm);
   Status enqueue_linear(const DeviceMatrix& matrix, const Input& input, const Output& output);
   Status enqueue_quantise(Module module, const uint16_t* x, int64_t num_rows, int64_t k, uint8_t* act,
                           float* act_scale);
@@ -147,6 +156,7 @@ class DeviceDecoder {
   device::Stream stream_;
   StepObserver* observer_ = nullptr;        // of the layers that are being enqueued
   int64_t layer_ = -1;                      // likewise
+  bool stream_is_moved_ = false;            // the residual stream lies in other_x
   bool update_is_pending_ = false;          // the last feed-forward's rows are not in the stream yet
   kernels::DeviceCombine pending_combine_;  // rows not null: nor are they combined; else they are in `update`
 };

@@ -23,6 +23,12 @@ bool DeviceDecoder::feed_forward_takes_codes(const DeviceLayerView& layer) {
   return layer.moe.has_value() && layer.moe->shared.has_value();
 }
 
+bool DeviceDecoder::norms_with_router(const DeviceLayerView& layer, int64_t num_tokens) const {
+  return layer.moe && !layer.moe->shared && observer_ == nullptr && !shard_.is_split() &&
+         kernels::fits_norm_and_route(num_tokens, config_.router.num_experts, config_.router.top_k,
+                                      config_.hidden_size);
+}
+
 Status DeviceDecoder::enqueue_feed_forward(int64_t layer, int64_t num_tokens) {
   return enqueue_feed_forward(layer, num_tokens, {});
 }
@@ -51,6 +57,7 @@ Status DeviceDecoder::enqueue_feed_forward(int64_t index, int64_t num_tokens, co
     batch.act = input.act;
     batch.act_scale = input.act_scale;
   }
+  batch.norm = form.norm;
   if (form.leaves_combine) {
     batch.combine = &pending_combine_;
   } else {

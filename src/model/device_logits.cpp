@@ -49,7 +49,7 @@ Status DeviceDecoder::enqueue_logits(const StepShape& shape, int64_t first, int6
   if (!shape.every_token_alone) norm.rows = ints(block_of(shape).logit_rows) + first;
   // Row r is token r: the rows begin at `first` in the stream itself.
   const int64_t skipped = shape.every_token_alone ? first * norm.width : 0;
-  norm.x = memory_.at<uint16_t>(parts_.x) + skipped;
+  norm.x = stream_rows() + skipped;
   if (update_is_pending_) {
     norm.combine = from_token(pending_combine_, shape.every_token_alone ? first : 0);
     norm.routes_are_older = true;

@@ -99,11 +99,10 @@ Status DeviceDecoder::show_update(Module module, uint16_t* rows, int64_t num_tok
 // The sum that the next norm would form is formed here; the norm then takes none.
 Status DeviceDecoder::show_hidden(const StepShape& shape) {
   if (observer_ == nullptr) return {};
-  enqueue_norm(shape, nullptr, true, false, false);
+  enqueue_norm(open_norm(shape, nullptr, true, false, false));
   update_is_pending_ = false;
   const int64_t width = config_.hidden_size;
-  QD_TRY(const std::vector<float> rows,
-         moe::read_bf16(memory_.at<uint16_t>(parts_.x), shape.num_tokens, width, width, stream_));
+  QD_TRY(const std::vector<float> rows, moe::read_bf16(stream_rows(), shape.num_tokens, width, width, stream_));
   observer_->hidden(layer_, rows.data(), shape.num_tokens, width);
   return {};
 }

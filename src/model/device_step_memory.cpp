@@ -104,6 +104,7 @@ StepMemory plan_step_memory(const DeviceWeightsView& weights, const ModelConfig&
   StepMemory memory;
   memory.block = cursor.take(most_block_ints(sizes), 4);
   for (Part* part : {&memory.x, &memory.normed, &memory.update}) *part = cursor.take(tokens, 2 * hidden);
+  memory.other_x = cursor.take(std::min(tokens, kernels::kMostNormedTokens), 2 * hidden);
   memory.act = cursor.take(tokens, moe::act_pitch(hidden));
   memory.act_scale = cursor.take(tokens, 4);
   memory.qkv = cursor.take(tokens, 2 * (q + 2 * config.kv_width()));

@@ -24,6 +24,7 @@ struct StepSizes {
 struct StepMemory {
   moe::Part block;              // StepBlock integers
   moe::Part x, normed, update;  // [tokens, hidden] bf16
+  moe::Part other_x;            // where a kernel whose CTAs all read x puts the sums
   moe::Part act, act_scale;     // [tokens, act_pitch(hidden)] e4m3, [tokens]
   moe::Part qkv;                // [tokens, q + 2 kv] bf16
   moe::Part q, mixed;           // [tokens, q] bf16

@@ -55,6 +55,8 @@ struct RoutedRows {
   DeviceRoutes routes;
   kernels::TileList lists[2];
 };
+// Whether enqueue_routes() makes the norm of the batch, if there is one, in the same launch.
+bool norms_with_router(const DeviceCall& call, const GemmConfigs& configs);
 RoutedRows enqueue_routes(const DeviceCall& call, const GemmConfigs& configs);
 
 // The absmax of the rows of h that ranks exchange: those of the routes, then those of the shared expert.

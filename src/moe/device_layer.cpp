@@ -143,6 +143,10 @@ Status run_device_layer(const kernels::DeviceTable& table, const DeviceMoeLayer&
   }
 
   QD_TRY(call.status, open_status(status, call.workspace, call.parts.status, streams.main));
+  if (batch.norm != nullptr && !norms_with_router(call, configs)) {
+    device::before_step("add_norm", streams.main);
+    table.add_norm(*batch.norm, streams.main);
+  }
   const Absmax absmax = open_absmax(call);
   QD_TRY(const SharedExpert shared, enqueue_shared(call, shared_configs, absmax.shared));
   Rows rows;

@@ -91,6 +91,9 @@ struct DeviceBatch {
   // x as codes with their scales (the bytes of quantize_tokens), where the caller has them; or null.
   const uint8_t* act = nullptr;      // [num_tokens, hidden rounded up to 128] e4m3, zeros behind the row
   const float* act_scale = nullptr;  // [num_tokens]
+  // Not null: x is not made yet, it is what this norm writes, and act, where that is not null; the layer enqueues it,
+  // of few tokens in the launch that also chooses and plans. Its update is bf16 and its sums go to x_out.
+  const kernels::DeviceAddNorm* norm = nullptr;
   // Not null: the combine is the caller's (DeviceAddNorm::combine), who finds its problem here. What it reads stays
   // until the next call with this workspace; `out` is not written. Not with tensor-parallel ranks.
   kernels::DeviceCombine* combine = nullptr;

@@ -87,6 +87,11 @@ RoutedRows enqueue_one_launch(const DeviceCall& call, const GemmConfigs& configs
   RoutedRows out;
   out.routes = {problem.route.ids, problem.route.weights};
   out.lists[0] = out.lists[1] = open_list(call, 0, configs.first_tokens, &problem.plan);
+  if (batch.norm != nullptr && norms_with_router(call, configs)) {
+    device::before_step("norm_and_route", stream);
+    call.table.norm_and_route({*batch.norm, problem}, stream);
+    return out;
+  }
   device::before_step("route_and_plan", stream);
   call.table.route_and_plan(problem, stream);
   return out;
@@ -139,6 +144,12 @@ void enqueue_plan(const DeviceCall& call, const PlanInput& input, const GemmConf
     device::before_step("plan_routes", stream);
     call.table.plan_routes(plan, stream);
   }
+}
+
+bool norms_with_router(const DeviceCall& call, const GemmConfigs& configs) {
+  const RouterRule& rule = call.layer.rule;
+  return is_one_launch(call, configs) && !call.layer.shared &&
+         kernels::fits_norm_and_route(call.batch.num_tokens, rule.num_experts, rule.top_k, call.layer.experts.hidden);
 }
 
 RoutedRows enqueue_routes(const DeviceCall& call, const GemmConfigs& configs) {

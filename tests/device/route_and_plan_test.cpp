@@ -126,6 +126,34 @@ class Launch {
   }
 
   void fused(device::Stream stream) { table_.route_and_plan(problem_, stream); }
+
+  // The same rows as the norm of a sum: its problem, in place, and apart for the launch of the router.
+  kernels::DeviceAddNorm norm_of_sum(uint32_t seed) {
+    const int64_t values = case_.tokens * case_.k;
+    auto x = random_bf16(values, seed, 1.0f), update = random_bf16(values, seed + 1, 0.5f);
+    if (case_.special) {
+      x[static_cast<size_t>(case_.k / 2)] = 0x7fc1;
+      if (case_.tokens > 1) update[static_cast<size_t>(case_.k + case_.k / 3)] = 0xff80;
+      if (case_.tokens > 2) std::fill_n(x.begin() + 2 * case_.k, case_.k, uint16_t{0});
+    }
+    kernels::DeviceAddNorm norm;
+    norm.num_rows = case_.tokens;
+    norm.width = case_.k;
+    norm.eps = 1e-6f;
+    norm.x = memory_.copy_of(x, stream_);
+    norm.update = memory_.copy_of(update, stream_);
+    norm.weight = memory_.copy_of(random_bf16(case_.k, seed + 2, 1.0f), stream_);
+    norm.normed = memory_.take<uint16_t>(values, 16, stream_);
+    norm.act_pitch = (case_.k + 127) / 128 * 128;
+    norm.act = memory_.take<uint8_t>(case_.tokens * norm.act_pitch, 16, stream_);
+    norm.act_scale = memory_.take<float>(case_.tokens, 4, stream_);
+    problem_.logits.x = norm.normed;
+    return norm;
+  }
+  void normed(const kernels::DeviceAddNorm& norm, device::Stream stream) {
+    table_.norm_and_route({norm, problem_}, stream);
+  }
+  uint16_t* rows() { return memory_.take<uint16_t>(case_.tokens * case_.k, 16, stream_); }
   void one_by_one() {
     table_.router_logits(problem_.logits, stream_);
     table_.route_tokens(problem_.route, stream_);
@@ -272,6 +300,58 @@ TEST_F(RouteAndPlanTest, TiesAndNonfiniteRows) {
       c.special = true;
       check(c);
       if (HasFailure()) return;
+    }
+  }
+}
+
+struct Rows {
+  std::vector<uint16_t> x, normed;
+  std::vector<uint8_t> act;
+  std::vector<uint32_t> scale;
+};
+Rows rows_of(const kernels::DeviceAddNorm& p, device::Stream stream) {
+  return {on_host<uint16_t>(p.x_out != nullptr ? p.x_out : p.x, p.num_rows * p.width, stream),
+          on_host<uint16_t>(p.normed, p.num_rows * p.width, stream),
+          on_host<uint8_t>(p.act, p.num_rows * p.act_pitch, stream),
+          on_host<uint32_t>(p.act_scale, p.num_rows, stream)};
+}
+
+// add_norm and the steps behind it against one launch.
+TEST_F(RouteAndPlanTest, EqualsItsStepsWithTheNormInFront) {
+  uint32_t turn = 0;
+  for (const int64_t tokens : {1, 2, 3, 4}) {
+    for (const int64_t experts : {1, 7, 60, 128, 257, 512}) {
+      for (const int64_t k : {8, 40, 2048, 2880, 8192}) {
+        Case c;
+        c.tokens = tokens;
+        c.k = k;
+        c.rule = rule_of(static_cast<Scoring>(turn % 3), experts, std::min<int64_t>(experts, turn % 2 == 0 ? 8 : 9));
+        c.has_bias = turn % 3 == 2;
+        c.has_map = turn % 7 == 3;
+        c.special = turn % 5 == 1;
+        ++turn;
+        SCOPED_TRACE(name_of(c));
+        Launch launch(c, *table_, stream(), 11);
+        kernels::DeviceAddNorm norm = launch.norm_of_sum(turn);
+        kernels::DeviceAddNorm apart = norm;
+        launch.poison();
+        apart.x_out = launch.rows();
+        launch.normed(apart, stream());
+        const Outcome found = launch.outcome();
+        const Rows found_rows = rows_of(apart, stream());
+        launch.poison();
+        table_->add_norm(norm, stream());
+        launch.one_by_one();
+        expect_equal(found, launch.outcome(), c);
+        const Rows expected = rows_of(norm, stream());
+        EXPECT_EQ(testing::bit_differences(found_rows.x, expected.x, k), "") << "x";
+        EXPECT_EQ(testing::bit_differences(found_rows.normed, expected.normed, k), "") << "normed";
+        EXPECT_EQ(testing::bit_differences(found_rows.act, expected.act, norm.act_pitch), "") << "codes";
+        EXPECT_EQ(testing::bit_differences(found_rows.scale, expected.scale, 1), "") << "scales";
+        EXPECT_TRUE(launch.no_arrivals());
+        EXPECT_EQ(launch.harmed(), "");
+        if (HasFailure()) return;
+      }
     }
   }
 }

@@ -35,6 +35,7 @@ struct DeviceTable {
   // Around the MoE layer (device_decoder_problems.h).
   void (*embed)(const DeviceEmbed&, device::Stream);
   void (*add_norm)(const DeviceAddNorm&, device::Stream);
+  void (*norm_and_route)(const DeviceNormAndRoute&, device::Stream);
   void (*split_heads)(const DeviceQkv&, device::Stream);
   void (*attention)(const DeviceAttention&, device::Stream);
   void (*bf16_gemm)(const DeviceBf16Gemm&, device::Stream);

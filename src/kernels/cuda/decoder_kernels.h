@@ -11,6 +11,7 @@ namespace quadrille::kernels::cuda {
 // decoder/
 void embed(const DeviceEmbed& p, device::Stream stream);
 void add_norm(const DeviceAddNorm& p, device::Stream stream);
+void norm_and_route(const DeviceNormAndRoute& p, device::Stream stream);  // in moe/
 void split_heads(const DeviceQkv& p, device::Stream stream);
 // attention/
 void attention(const DeviceAttention& p, device::Stream stream);

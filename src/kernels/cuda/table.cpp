@@ -26,6 +26,7 @@ const DeviceTable kCudaTable = {
     .reduce_ranks = cuda::reduce_ranks,
     .embed = cuda::embed,
     .add_norm = cuda::add_norm,
+    .norm_and_route = cuda::norm_and_route,
     .split_heads = cuda::split_heads,
     .attention = cuda::attention,
     .bf16_gemm = cuda::bf16_gemm,

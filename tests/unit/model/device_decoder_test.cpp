@@ -5,6 +5,8 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
+
 #include "golden_model.h"
 #include "layout/kv_tile.h"
 #include "model/tp_legality.h"
@@ -17,7 +19,6 @@ using ::testing::ElementsAre;
 using namespace model;  // NOLINT: the subject
 
 struct DecoderCalls {
-  std::vector<kernels::DeviceAddNorm> norms;
   std::vector<kernels::DeviceQkv> heads;
   std::vector<kernels::DeviceAttention> attentions;
   std::vector<kernels::DeviceBf16Gemm> dense;
@@ -29,10 +30,6 @@ DecoderCalls* calls = nullptr;
 kernels::DeviceTable decoder_table() {
   kernels::DeviceTable table = recording_table();
   table.embed = [](const kernels::DeviceEmbed&, device::Stream s) { record("embed", s, {}, {}); };
-  table.add_norm = [](const kernels::DeviceAddNorm& p, device::Stream s) {
-    calls->norms.push_back(p);
-    record("add_norm", s, {}, {});
-  };
   table.split_heads = [](const kernels::DeviceQkv& p, device::Stream s) {
     calls->heads.push_back(p);
     record("split_heads", s, {}, {});
@@ -123,7 +120,7 @@ class DeviceDecoderTest : public ::testing::Test {
 
 TEST_F(DeviceDecoderTest, ABlockOfAQuantisedModel) {
   open("olmoe_clip/w4a8-g64");
-  ASSERT_TRUE(decoder->enqueue_layers(decode_shape(4)).ok());
+  ASSERT_TRUE(decoder->enqueue_layers(decode_shape(8)).ok());
   const std::vector<std::string> names = record_.names();
   // The attention makes the codes of o's input, a norm those of qkv's; what the experts give is combined where the next
   // norm reads it.
@@ -141,20 +138,39 @@ TEST_F(DeviceDecoderTest, ABlockOfAQuantisedModel) {
   EXPECT_GT(seen.heads[0].clip, 0);
 }
 
+// Of few tokens the norm in front of the experts comes with their router, into the other of two residual rows.
+TEST_F(DeviceDecoderTest, ABlockOfFewTokens) {
+  open("olmoe_clip/w4a8-g64");
+  const StepShape shape = decode_shape(4);
+  ASSERT_TRUE(decoder->enqueue_layers(shape).ok());
+  ASSERT_TRUE(decoder->enqueue_logits(shape, 0, 4).ok());
+  const std::vector<std::string> names = record_.names();
+  EXPECT_EQ(std::count(names.begin(), names.end(), "norm_and_route"), config.num_layers);
+  EXPECT_EQ(std::count(names.begin(), names.end(), "route_and_plan"), 0);
+  ASSERT_EQ(record_.normed.size(), static_cast<size_t>(2 * config.num_layers + 1));
+  for (size_t i = 1; i < record_.normed.size(); ++i) {
+    const kernels::DeviceAddNorm& before = record_.normed[i - 1];
+    EXPECT_EQ(record_.normed[i].x, before.x_out != nullptr ? before.x_out : before.x) << i;
+    EXPECT_EQ(record_.normed[i].x_out != nullptr, i % 2 == 1) << i;
+    EXPECT_NE(record_.normed[i].x_out, record_.normed[i].x) << i;
+  }
+  for (const kernels::RouteAndPlan& p : record_.routed_at_once) EXPECT_EQ(p.logits.x, decoder->input_rows());
+}
+
 TEST_F(DeviceDecoderTest, ResidualSumsAreMadeByTheNextNorm) {
   open("qwen2_moe/w4a8-g64");
   const StepShape shape = decode_shape(2);
   ASSERT_TRUE(decoder->enqueue_layers(shape).ok());
   ASSERT_TRUE(decoder->enqueue_logits(shape, 0, 2).ok());
-  ASSERT_EQ(seen.norms.size(), static_cast<size_t>(2 * config.num_layers + 1));
-  EXPECT_EQ(seen.norms[0].update, nullptr);
-  EXPECT_EQ(seen.norms[0].combine.rows, nullptr);
-  for (size_t i = 1; i < seen.norms.size(); ++i) {
+  ASSERT_EQ(record_.normed.size(), static_cast<size_t>(2 * config.num_layers + 1));
+  EXPECT_EQ(record_.normed[0].update, nullptr);
+  EXPECT_EQ(record_.normed[0].combine.rows, nullptr);
+  for (size_t i = 1; i < record_.normed.size(); ++i) {
     const bool of_experts = i % 2 == 0 && view.layers[i / 2 - 1].is_moe();
-    EXPECT_EQ(seen.norms[i].combine.rows != nullptr, of_experts) << i;
-    EXPECT_EQ(seen.norms[i].update == nullptr, of_experts) << i;
-    EXPECT_EQ(seen.norms[i].x, seen.norms[0].x);
-    EXPECT_NE(seen.norms[i].weight, nullptr);
+    EXPECT_EQ(record_.normed[i].combine.rows != nullptr, of_experts) << i;
+    EXPECT_EQ(record_.normed[i].update == nullptr, of_experts) << i;
+    EXPECT_EQ(record_.normed[i].x, record_.normed[0].x);
+    EXPECT_NE(record_.normed[i].weight, nullptr);
   }
   // Logits in fp32, and the choice of every row.
   EXPECT_EQ(seen.dense.back().output, kernels::GemmOutput::kRowsF32);
@@ -172,8 +188,8 @@ TEST_F(DeviceDecoderTest, LogitsOfLaterRowsCombineTheirOwn) {
   ASSERT_TRUE(decoder->enqueue_logits(shape, 0, 4).ok());
   ASSERT_TRUE(decoder->enqueue_logits(shape, 4, 4).ok());
   ASSERT_TRUE(view.layers.back().is_moe());
-  const kernels::DeviceAddNorm& first = *(seen.norms.end() - 2);
-  const kernels::DeviceAddNorm& second = seen.norms.back();
+  const kernels::DeviceAddNorm& first = *(record_.normed.end() - 2);
+  const kernels::DeviceAddNorm& second = record_.normed.back();
   const int64_t k = config.router.top_k, width = config.hidden_size;
   EXPECT_EQ(second.x, first.x + 4 * width);
   EXPECT_EQ(second.combine.rows, first.combine.rows);
@@ -204,8 +220,8 @@ TEST_F(DeviceDecoderTest, AMixedStepNamesItsRows) {
   const StepBlock block = block_of(shape);
   EXPECT_EQ(seen.attentions[0].singles, decoder->block() + block.singles);
   EXPECT_EQ(reinterpret_cast<const int32_t*>(seen.attentions[0].tiles), decoder->block() + block.tiles);
-  EXPECT_EQ(seen.norms.back().rows, decoder->block() + block.logit_rows + 1);
-  EXPECT_EQ(seen.norms.back().num_rows, 2);
+  EXPECT_EQ(record_.normed.back().rows, decoder->block() + block.logit_rows + 1);
+  EXPECT_EQ(record_.normed.back().num_rows, 2);
   EXPECT_EQ(seen.greedy.back().token, decoder->tokens() + 1);
 }
 
@@ -241,9 +257,9 @@ TEST_F(DeviceDecoderTest, UnquantisedExpertsGoThroughThePlan) {
   EXPECT_EQ(first->source_divisor, config.router.top_k);
   EXPECT_EQ((first + 1)->x, first->out);
   EXPECT_TRUE(record_.combined.empty());
-  const auto norm = std::find_if(seen.norms.begin(), seen.norms.end(),
+  const auto norm = std::find_if(record_.normed.begin(), record_.normed.end(),
                                  [](const kernels::DeviceAddNorm& p) { return p.combine.rows != nullptr; });
-  ASSERT_NE(norm, seen.norms.end());
+  ASSERT_NE(norm, record_.normed.end());
   EXPECT_EQ(norm->combine.rows, (first + 1)->out);
   EXPECT_NE(norm->combine.shared, nullptr);
   EXPECT_NE(norm->combine.shared_gate, nullptr);

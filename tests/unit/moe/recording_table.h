@@ -41,6 +41,7 @@ struct Recording {
   std::vector<kernels::RowAbsmax> absmax;
   std::vector<kernels::DeviceRouteTokens> routed;
   std::vector<kernels::RouteAndPlan> routed_at_once;
+  std::vector<kernels::DeviceAddNorm> normed;
   std::array<int32_t, 2> choice = {1, 1};  // by choose_w4a8's n: below 1000, others
   std::vector<std::string> names() const {
     std::vector<std::string> out;
@@ -72,7 +73,8 @@ inline void record_plan(const kernels::PlanRoutes& p, device::Stream stream) {
           span_of(p.scratch, kernels::plan_scratch_ints(routes, p.num_experts) * 4), span_of(p.status, 4)});
 }
 
-inline void record_route_and_plan(const kernels::RouteAndPlan& p, device::Stream stream) {
+inline void record_route_and_plan(const kernels::RouteAndPlan& p, device::Stream stream,
+                                  const char* name = "route_and_plan") {
   recording->routed.push_back(p.route);
   recording->plans.push_back(p.plan);
   recording->routed_at_once.push_back(p);
@@ -85,7 +87,7 @@ inline void record_route_and_plan(const kernels::RouteAndPlan& p, device::Stream
                            span_of(p.plan.status, 4), span_of(p.logits.logits, tokens * p.logits.num_experts * 4)}) {
     writes.push_back(span);
   }
-  record("route_and_plan", stream, reads, writes);
+  record(name, stream, reads, writes);
 }
 
 inline void record_gemm(const kernels::DeviceW4A8Gemm& p, device::Stream stream) {
@@ -124,7 +126,17 @@ inline kernels::DeviceTable recording_table() {
     record("route_tokens", stream, {},
            {span_of(p.ids, p.num_tokens * p.top_k * 4), span_of(p.weights, p.num_tokens * p.top_k * 4)});
   };
-  table.route_and_plan = record_route_and_plan;
+  table.route_and_plan = [](const kernels::RouteAndPlan& p, device::Stream stream) {
+    record_route_and_plan(p, stream);
+  };
+  table.norm_and_route = [](const kernels::DeviceNormAndRoute& p, device::Stream stream) {
+    recording->normed.push_back(p.norm);
+    record_route_and_plan(p.route, stream, "norm_and_route");
+  };
+  table.add_norm = [](const kernels::DeviceAddNorm& p, device::Stream stream) {
+    recording->normed.push_back(p);
+    record("add_norm", stream, {}, {});
+  };
   table.quantize_tokens = [](const kernels::QuantizeTokens& p, device::Stream stream) {
     recording->quantized.push_back(p);
     const int64_t rows = p.num_tokens * p.top_k;

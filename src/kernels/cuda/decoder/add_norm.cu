@@ -3,68 +3,16 @@
 // squares is 32 chains (numerics/lane_sum.h): the lanes of one warp, which reads the row from shared memory while the
 // others wait.
 #include "core/check.h"
-#include "kernels/cuda/decoder/bf16_vector.cuh"
+#include "kernels/cuda/decoder/norm_row.cuh"
 #include "kernels/cuda/decoder_kernels.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/moe/combine_columns.cuh"
-#include "kernels/cuda/moe/warp.cuh"
 #include "kernels/cuda/ptx/chain.cuh"
-#include "numerics/act_quant.h"
-#include "numerics/elementwise.h"
 
 namespace quadrille::kernels::cuda {
 namespace {
 
-constexpr int kLanes = 32;
 constexpr int kMostThreads = 512;
 constexpr int64_t kMostWidth = 24000;  // of a row in shared memory
-
-__device__ __forceinline__ uint4 vector_at(const uint16_t* rows, int64_t row, int64_t width, int64_t i) {
-  return *(reinterpret_cast<const uint4*>(rows + row * width) + i);
-}
-
-// Slots and weights of a row, kAtOnce at a time.
-template <int kAtOnce>
-struct Routes {
-  int32_t slot[kAtOnce];
-  float weight[kAtOnce];
-
-  __device__ __forceinline__ void load(const DeviceCombine& p, int64_t t, int64_t first) {
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      const bool exists = first + j < p.top_k;
-      slot[j] = exists ? p.slot[t * p.top_k + first + j] : -1;
-      weight[j] = exists && p.weight != nullptr ? p.weight[t * p.top_k + first + j] : 1.0f;
-    }
-  }
-};
-
-// Vector i of row t of the combine's result: the chain of combine.cu. `routes`: the row's first.
-template <int kAtOnce>
-__device__ __forceinline__ uint4 combined(const DeviceCombine& p, int64_t t, int64_t i, Routes<kAtOnce> routes) {
-  const int64_t column = i * kVectorColumns;
-  uint4 shared_row = {};
-  float gate = 1.0f;
-  if (p.shared != nullptr) {
-    shared_row = vector_at(p.shared, t, p.width, i);
-    if (p.shared_gate != nullptr) gate = p.shared_gate[t];
-  }
-  Bf16Columns columns = {};
-  for (int64_t first = 0; first < p.top_k; first += kAtOnce) {
-    uint4 row[kAtOnce];
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      if (routes.slot[j] >= 0) row[j] = *reinterpret_cast<const uint4*>(p.rows + routes.slot[j] * p.width + column);
-    }
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      if (routes.slot[j] >= 0) columns.add(routes.weight[j], row[j]);
-    }
-    if (first + kAtOnce < p.top_k) routes.load(p, t, first + kAtOnce);
-  }
-  if (p.shared != nullptr) columns.add(gate, shared_row);
-  return columns.result();
-}
 
 // What is added to vector i of row t, as bf16.
 __device__ __forceinline__ uint4 update_of(const DeviceAddNorm& p, int64_t t, int64_t i) {
@@ -75,51 +23,6 @@ __device__ __forceinline__ uint4 update_of(const DeviceAddNorm& p, int64_t t, in
   return pack(sum);
 }
 
-__device__ __forceinline__ uint4 sum_of(const uint4& a, const uint4& b) {
-  float x[8], y[8];
-  unpack(a, x);
-  unpack(b, y);
-#pragma unroll
-  for (int j = 0; j < 8; ++j) x[j] = x[j] + y[j];
-  return pack(x);
-}
-
-// The lane's chain of squares over a row of bf16.
-__device__ __forceinline__ float squares_of_lane(const uint16_t* row, int width, int lane) {
-  float sum = 0.0f;
-#pragma unroll 32
-  for (int i = lane; i < width; i += kLanes) {
-    const float x = numerics::bf16_to_f32(row[i]);
-    sum = __builtin_fmaf(x, x, sum);
-  }
-  return sum;
-}
-
-// x becomes its norm; returns the largest magnitude.
-__device__ __forceinline__ float normalised(uint4& v, const uint4& weight, float scale, float absmax) {
-  float x[8], w[8];
-  unpack(v, x);
-  unpack(weight, w);
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    x[j] = numerics::rms_norm_value(x[j], scale, w[j], true);
-    absmax = numerics::absmax_step(absmax, x[j]);
-  }
-  v = pack(x);
-  return absmax;
-}
-
-// The scale of the row's codes from the largest magnitude of each thread. Magnitudes without NaN order like their bits.
-__device__ __forceinline__ float scale_of_block(float absmax, uint32_t* of_warps) {
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const int num_warps = static_cast<int>(blockDim.x) / kLanes;
-  const uint32_t of_warp = __reduce_max_sync(kWholeWarp, numerics::bits_of(absmax));
-  if (lane == 0) of_warps[threadIdx.x / kLanes] = of_warp;
-  __syncthreads();  // the maxima of all warps stand
-  return numerics::act_scale_of_absmax(
-      numerics::float_of(__reduce_max_sync(kWholeWarp, lane < num_warps ? of_warps[lane] : 0u)));
-}
-
 // kOneVector: no thread has more than one vector of the row, which stays in registers; else the row lives in shared
 // memory. kAtOnce: the update is that of p.combine, so many of a token's rows at once; 0: it is not.
 template <bool kOneVector, int kAtOnce, int kThreads = kMostThreads>
@@ -127,10 +30,10 @@ __global__ void __launch_bounds__(kThreads, kThreads == kMostThreads ? 1 : 4)
     add_norm_kernel(const __grid_constant__ DeviceAddNorm p) {
   extern __shared__ __align__(16) uint4 row[];
   __shared__ float norm_scale;
-  __shared__ uint32_t of_warps[kLanes];
+  __shared__ uint32_t of_warps[kNormLanes];
   const int threads = static_cast<int>(blockDim.x);
   const int own = static_cast<int>(threadIdx.x);
-  const int lane = own % kLanes;
+  const int lane = own % kNormLanes;
   const int vectors = static_cast<int>(p.width) / kVectorColumns;
   const int64_t r = blockIdx.x;
   const uint4* const weights = reinterpret_cast<const uint4*>(p.weight);
@@ -162,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, kThreads == kMostThreads ? 1 : 4)
   });
   if (p.weight == nullptr) return;
   __syncthreads();  // the row stands
-  if (own < kLanes) {
+  if (own < kNormLanes) {
     const float sum =
         warp_tree_sum(squares_of_lane(reinterpret_cast<const uint16_t*>(row), static_cast<int>(p.width), lane));
     if (lane == 0) norm_scale = numerics::rms_scale(sum, p.width, p.eps);
@@ -214,7 +117,7 @@ void add_norm(const DeviceAddNorm& p, device::Stream stream) {
   if (p.num_rows == 0) return;
   const int64_t vectors = p.width / kVectorColumns;
   const bool one = vectors <= kMostThreads;
-  const int64_t threads = one ? (vectors + kLanes - 1) / kLanes * kLanes : kMostThreads;
+  const int64_t threads = one ? (vectors + kNormLanes - 1) / kNormLanes * kNormLanes : kMostThreads;
   const bool combines = p.combine.rows != nullptr;
   // Of many rows more blocks a multiprocessor are worth more than all rows of a token in flight.
   constexpr int kMany = 512, kSmallBlock = 256;

@@ -8,8 +8,7 @@
 #include "core/check.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/moe/plan_small.cuh"
-#include "kernels/cuda/moe/route_token.cuh"
+#include "kernels/cuda/moe/route_tail.cuh"
 #include "kernels/cuda/ptx/barrier.cuh"
 #include "kernels/cuda/ptx/bulk_copy.cuh"
 #include "kernels/cuda/ptx/chain.cuh"
@@ -18,12 +17,10 @@
 namespace quadrille::kernels::cuda {
 namespace {
 
-constexpr int kWarps = 8;
+constexpr int kWarps = kTailWarps;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kExperts = kWarps;  // of a CTA: one a warp
-constexpr int kMostRoutes = static_cast<int>(kMostFusedTokens) * 32;
 static_assert(kRouteArrivals > kMostFusedTokens / 4, "a word for all, and one for each group of tokens");
-static_assert(kMostRoutes <= kWarps * kSmallPlanSteps * kWarp, "a block plans all routes");
 
 // Rows of x in shared memory: two that are read at once lie 16 banks apart where k is a multiple of 64.
 constexpr int64_t x_pitch(int64_t k) {
@@ -32,9 +29,6 @@ constexpr int64_t x_pitch(int64_t k) {
 // First the experts' rows, then those of x; behind the logits: the words of the warps that route.
 constexpr int64_t stage_bytes(int64_t k, int tokens) {
   return 2 * (kExperts * k + tokens * x_pitch(k));
-}
-int64_t words_a_warp(const RouteAndPlan& p) {
-  return (kept_route_words(p.route.num_experts, p.route.num_groups) + 3) / 4 * 4;
 }
 
 // The sums of one expert with the rows of kTokens tokens. Two tokens share a load: half a warp has one of them, a
@@ -135,56 +129,9 @@ __device__ __forceinline__ void load_rows(const DeviceRouterLogits& p, int64_t f
   __pipeline_wait_prior(0);
 }
 
-// What the last CTA needs beside the words of its warps.
-struct TailMemory {
-  SmallPlanMemory<kWarps> plan;
-  int32_t ids[kWarps * 32];
-};
-
-// Whether this CTA is the last of `count` to arrive at the word, which is then zero again. What the CTAs have written
-// before is visible to all threads of the last one.
-__device__ __forceinline__ bool arrives_last(uint32_t* word, uint32_t count) {
-  __shared__ bool is_last;
-  __syncthreads();  // the CTA has written
-  if (threadIdx.x == 0) {
-    uint32_t before;
-    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(word) : "memory");
-    is_last = before == count - 1;
-    if (is_last) *word = 0;  // for the next launch
-  }
-  __syncthreads();
-  return is_last;
-}
-
-// Behind the last logit. The last CTA of each group of tokens chooses for them, a warp a token; the last of these
-// plans.
-template <int kTokens, int kHeld>
-__device__ __forceinline__ void finish(const RouteAndPlan& p, int words, int steps, int segments, uint32_t* memory,
-                                       TailMemory& tail) {
-  static_assert(kTokens <= kWarps, "a warp a token");
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int num_tokens = static_cast<int>(p.logits.num_tokens), top_k = static_cast<int>(p.route.top_k);
-  const bool one_group = gridDim.y == 1;
-  if (!arrives_last(p.arrivals + (one_group ? 0 : 1 + blockIdx.y), gridDim.x)) return;
-  const int token = static_cast<int>(blockIdx.y) * kTokens + warp;
-  if (warp < kTokens && token < num_tokens) {
-    route_held_token<kHeld>(p.route, token, lane, memory + warp * words, tail.ids + warp * top_k);
-  }
-  if (!one_group && !arrives_last(p.arrivals, gridDim.y)) return;
-  __syncthreads();  // all ids stand
-  PlanRoutes plan = p.plan;
-  if (one_group) plan.ids = tail.ids;
-  if (one_group && num_tokens * top_k <= kWarp) {
-    plan_tiny(plan, num_tokens * top_k);
-  } else {
-    plan_small(plan, int64_t{num_tokens} * top_k, steps, segments, tail.plan);
-  }
-}
-
 template <int kTokens, int kHeld>
 __global__ void __launch_bounds__(kThreads, 2)
-    route_and_plan_kernel(const __grid_constant__ RouteAndPlan p, int words, int steps, int segments) {
+    route_and_plan_kernel(const __grid_constant__ RouteAndPlan p, const __grid_constant__ TailShape shape) {
   extern __shared__ __align__(16) uint4 stage[];
   __shared__ __align__(8) uint64_t weights_stand;
   __shared__ TailMemory tail;
@@ -220,38 +167,13 @@ __global__ void __launch_bounds__(kThreads, 2)
       p.logits.logits[(first_token + own) * p.logits.num_experts + expert] = logit;
     }
   }
-  finish<kTokens, kHeld>(p, words, steps, segments, reinterpret_cast<uint32_t*>(stage), tail);
-}
-
-bool on_16_bytes(const void* memory) {
-  return reinterpret_cast<uintptr_t>(memory) % 16 == 0;
-}
-
-void check_problem(const RouteAndPlan& p) {
-  const DeviceRouterLogits& l = p.logits;
-  QD_CHECK(fits_route_and_plan(l.num_tokens, l.num_experts, p.route.top_k, l.k) &&
-               p.plan.num_experts <= kSmallPlanExperts && p.plan.num_experts >= 1,
-           "a problem that fits_route_and_plan() lets pass");
-  QD_CHECK(!l.sigmoid && p.route.logits == l.logits && p.plan.ids == p.route.ids, "each step reads the one before");
-  QD_CHECK(p.route.num_tokens == l.num_tokens && p.plan.num_tokens == l.num_tokens &&
-               p.route.num_experts == l.num_experts && p.plan.top_k == p.route.top_k,
-           "one shape for all steps");
-  QD_CHECK(p.route.num_groups >= 1 && l.num_experts % p.route.num_groups == 0 && p.route.groups_kept >= 1 &&
-               p.route.groups_kept <= p.route.num_groups && p.route.top_k >= 1 &&
-               p.route.top_k <= l.num_experts / p.route.num_groups * p.route.groups_kept,
-           "a rule that check_router_rule lets pass");
-  QD_CHECK(
-      p.plan.tile_tokens >= 1 && p.plan.tile_tokens <= INT32_MAX &&
-          p.plan.max_tiles >= max_route_tiles(l.num_tokens * p.route.top_k, p.plan.num_experts, p.plan.tile_tokens),
-      "places for all tiles");
-  QD_CHECK(on_16_bytes(l.x) && on_16_bytes(l.weight) && on_16_bytes(p.plan.tiles), "rows and tiles on 16 bytes");
-  QD_CHECK(p.arrivals != nullptr, "words to count arrivals in");
+  finish<kTokens, kHeld>(p, shape, gridDim.x, reinterpret_cast<uint32_t*>(stage), tail);
 }
 
 template <int kTokens, int kHeld>
 void launch(const RouteAndPlan& p, cudaStream_t stream) {
-  const int64_t words = words_a_warp(p);
-  const int64_t finish_bytes = kWarps * words * static_cast<int64_t>(sizeof(uint32_t));
+  const TailShape shape = tail_shape(p);
+  const int64_t finish_bytes = kWarps * shape.words * static_cast<int64_t>(sizeof(uint32_t));
   const int64_t first_bytes = stage_bytes(p.logits.k, kTokens);
   const int64_t bytes = first_bytes > finish_bytes ? first_bytes : finish_bytes;
   const auto kernel = route_and_plan_kernel<kTokens, kHeld>;
@@ -260,10 +182,8 @@ void launch(const RouteAndPlan& p, cudaStream_t stream) {
                  cudaSuccess,
              "shared memory of the router");
   }
-  const SmallPlanShape shape = small_plan_shape(p.logits.num_tokens * p.route.top_k, p.plan.num_experts, kWarps);
   const dim3 grid(ceil_div(p.logits.num_experts, kExperts), ceil_div(p.logits.num_tokens, kTokens));
-  launch_chained(kernel, grid, kThreads, static_cast<size_t>(bytes), stream, p, static_cast<int>(words), shape.steps,
-                 shape.segments);
+  launch_chained(kernel, grid, kThreads, static_cast<size_t>(bytes), stream, p, shape);
   check_launch("route_and_plan");
 }
 
@@ -276,7 +196,8 @@ void launch_held(const RouteAndPlan& p, cudaStream_t stream) {
 }  // namespace
 
 void route_and_plan(const RouteAndPlan& p, device::Stream stream) {
-  check_problem(p);
+  check_route_and_plan(p);
+  QD_CHECK(on_16_bytes(p.logits.x), "rows of x on 16 bytes");
   // Eight rows of experts and four of x of 8,192 are 197 KB; eight of x do not fit.
   constexpr int64_t kWide = 6144;
   if (p.logits.num_tokens == 1) return launch_held<1>(p, native(stream));
