@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "api/call.h"
+#include "api/layer_desc.h"
 #include "api/weights.h"
 #include "kernels/api/device_table.h"
 
@@ -18,11 +19,6 @@ namespace {
 using device::Stream;
 using kernels::DeviceTable;
 
-Status check_enum(int32_t value, int32_t last, const char* name, const char* legal) {
-  if (value >= 0 && value <= last) return {};
-  return make_error(ErrorCode::kUnsupported, "{} {}: legal are {}", name, value, legal);
-}
-
 Status check_parts(const qd_weights& weights, int64_t parts, const char* name) {
   if (weights.num_parts == parts) return {};
   return make_error(ErrorCode::kInvalidArgument, "{}: expected weights of {} part{}, found {}", name, parts,
@@ -33,10 +29,9 @@ Result<moe::DeviceMlp> read_mlp(const qd_mlp& given, const char* name) {
   const auto within = [name](Status status) { return status ? status : Status(status.error().in(name)); };
   QD_TRY_STATUS(within(check_given(given.gate_up, "gate_up")));
   QD_TRY_STATUS(within(check_given(given.down, "down")));
-  QD_TRY_STATUS(within(check_enum(given.activation, QD_ACTIVATION_RELU2, "activation",
-                                  "0 (silu), 1 (clamped swiglu), 2 (gelu tanh), 3 (relu2)")));
+  QD_TRY_STATUS(within(check_activation(given.activation)));
   moe::DeviceMlp mlp;
-  mlp.activation = {static_cast<kernels::Activation>(given.activation), given.alpha, given.limit, given.up_offset};
+  mlp.activation = activation_of(given);
   QD_TRY_STATUS(within(check_parts(*given.gate_up, mlp.activation.gated() ? 2 : 1, "gate_up")));
   QD_TRY_STATUS(within(check_parts(*given.down, 1, "down")));
   mlp.gate_up = given.gate_up->linear;
@@ -44,22 +39,6 @@ Result<moe::DeviceMlp> read_mlp(const qd_mlp& given, const char* name) {
   mlp.hidden = mlp.gate_up.k;
   mlp.width = mlp.down.k;
   return mlp;
-}
-
-Result<moe::RouterRule> read_rule(const qd_layer_desc& desc) {
-  QD_TRY_STATUS(check_enum(desc.scoring, QD_SCORING_SIGMOID, "scoring",
-                           "0 (softmax before top-k), 1 (softmax after top-k), 2 (sigmoid)"));
-  moe::RouterRule rule;
-  rule.scoring = static_cast<moe::Scoring>(desc.scoring);
-  rule.num_experts = desc.num_experts;
-  rule.top_k = desc.top_k;
-  rule.renormalise = desc.renormalise != 0;
-  rule.renorm_epsilon = desc.renorm_epsilon;
-  rule.routed_scaling = desc.routed_scaling;
-  rule.num_groups = desc.num_groups;
-  rule.groups_kept = desc.groups_kept;
-  rule.weight_on_input = desc.weight_on_input != 0;
-  return rule;
 }
 
 Result<std::unique_ptr<qd_layer>> make_layer(const qd_layer_desc* desc) {

@@ -22,25 +22,6 @@ struct Source {
   std::vector<prepare::DeviceW4Expert> experts;
 };
 
-Status check_desc(const qd_weights_desc* desc) {
-  QD_TRY_STATUS(check_struct(desc, "qd_weights_desc"));
-  if (desc->num_experts < 1 || desc->num_experts > INT32_MAX) {
-    return make_error(ErrorCode::kInvalidArgument, "num_experts: expected at least 1, found {}", desc->num_experts);
-  }
-  if (desc->num_parts != 1 && desc->num_parts != 2) {
-    return make_error(ErrorCode::kInvalidArgument, "num_parts: expected 1, or 2 (gate and up), found {}",
-                      desc->num_parts);
-  }
-  if (desc->source < QD_SOURCE_UINT4B8 || desc->source > QD_SOURCE_INT8) {
-    return make_error(ErrorCode::kUnsupported, "source {}: legal are 0 (uint4b8), 1 (int4), 2 (int8)", desc->source);
-  }
-  if (desc->numerics != QD_NUMERICS_EXACT && desc->numerics != QD_NUMERICS_VLLM) {
-    return make_error(ErrorCode::kUnsupported, "numerics {}: legal are 0 (exact), 1 (vllm)", desc->numerics);
-  }
-  QD_TRY_STATUS(check_given(desc->codes, "codes"));
-  return check_given(desc->scales, "scales");
-}
-
 Status read_desc(const qd_weights_desc* desc, Source* source) {
   QD_TRY_STATUS(check_desc(desc));
   source->experts.resize(static_cast<size_t>(desc->num_experts));
@@ -174,6 +155,25 @@ Status read_flags(const qd_weights& weights, Stream stream, uint32_t* flags) {
 }
 
 }  // namespace
+
+Status check_desc(const qd_weights_desc* desc) {
+  QD_TRY_STATUS(check_struct(desc, "qd_weights_desc"));
+  if (desc->num_experts < 1 || desc->num_experts > INT32_MAX) {
+    return make_error(ErrorCode::kInvalidArgument, "num_experts: expected at least 1, found {}", desc->num_experts);
+  }
+  if (desc->num_parts != 1 && desc->num_parts != 2) {
+    return make_error(ErrorCode::kInvalidArgument, "num_parts: expected 1, or 2 (gate and up), found {}",
+                      desc->num_parts);
+  }
+  if (desc->source < QD_SOURCE_UINT4B8 || desc->source > QD_SOURCE_INT8) {
+    return make_error(ErrorCode::kUnsupported, "source {}: legal are 0 (uint4b8), 1 (int4), 2 (int8)", desc->source);
+  }
+  if (desc->numerics != QD_NUMERICS_EXACT && desc->numerics != QD_NUMERICS_VLLM) {
+    return make_error(ErrorCode::kUnsupported, "numerics {}: legal are 0 (exact), 1 (vllm)", desc->numerics);
+  }
+  QD_TRY_STATUS(check_given(desc->codes, "codes"));
+  return check_given(desc->scales, "scales");
+}
 
 Status order_behind(const qd_weights& weights, Stream stream) {
   if (weights.settled.load(std::memory_order_acquire)) return {};

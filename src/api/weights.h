@@ -22,6 +22,9 @@ struct qd_weights {
 
 namespace quadrille::api {
 
+// The enums and counts of a description, and that it has arrays; what they hold is read by nobody yet.
+Status check_desc(const qd_weights_desc* desc);
+
 // Orders `stream` behind the preparation, until the preparation is known to be done. An error in a capture before that:
 // a graph cannot wait for what happens outside of it.
 Status order_behind(const qd_weights& weights, device::Stream stream);
