@@ -9,9 +9,9 @@
 #include <set>
 #include <span>
 
-#include "cli/bench_shapes.h"
 #include "cli/signals.h"
 #include "device/device.h"
+#include "plan/known_shapes.h"
 
 namespace quadrille::cli {
 namespace {
@@ -102,7 +102,7 @@ double bytes_of(const model::DeviceModel& model, double experts, const GpuBenchR
   const double one = config.router.num_experts > 0 ? per_layer / static_cast<double>(config.router.num_experts) : 0;
   const double chosen = one * static_cast<double>(config.router.top_k) * layers;
   const double rest = static_cast<double>(memory.bytes_read_per_token) - chosen;
-  return rest + experts * one + static_cast<double>(row.batch) * kv_bytes_read(config, row.context, 2);
+  return rest + experts * one + static_cast<double>(row.batch) * plan::kv_bytes_read(config, row.context, 2);
 }
 
 class Bench {
@@ -130,7 +130,7 @@ class Bench {
       if (round > 0) row.seconds.push_back(seconds_since(start) / static_cast<double>(plan_.decode_tokens));
     }
     sequences.build(0, batch, position - 1, 1, true);
-    row.operations = static_cast<double>(batch) * prefill_flops(model_.config(), 1);
+    row.operations = static_cast<double>(batch) * plan::prefill_flops(model_.config(), 1);
     return finish(sequences, std::move(row));
   }
 
@@ -146,7 +146,7 @@ class Bench {
       QD_TRY_STATUS(sequences.run());
       if (round > 0) row.seconds.push_back(seconds_since(start));
     }
-    row.operations = prefill_flops(model_.config(), plan_.prefill_tokens);
+    row.operations = plan::prefill_flops(model_.config(), plan_.prefill_tokens);
     return finish(sequences, std::move(row));
   }
 

@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <chrono>
 
-#include "cli/bench_shapes.h"
 #include "cli/json_output.h"
 #include "cli/load_model.h"
 #include "cli/progress.h"
 #include "cli/text_table.h"
+#include "plan/known_shapes.h"
 
 namespace quadrille::cli {
 namespace {
@@ -23,7 +23,7 @@ struct GpuModel {
 Result<std::unique_ptr<model::DeviceModel>> make_model(const GpuBenchOptions& options, const model::LoadOptions& load,
                                                        const model::DeviceOptions& device) {
   if (options.shape.empty()) return model::DeviceModel::load(options.model.folder, load, device);
-  QD_TRY(const model::ModelConfig config, bench_shape(options.shape, options.layers, options.vocabulary));
+  QD_TRY(const model::ModelConfig config, plan::bench_shape(options.shape, options.layers, options.vocabulary));
   model::RandomModel weights;
   weights.group_size = options.group_size == "channel" ? 0 : std::stoll(options.group_size);
   weights.seed = options.model.seed + 1;

@@ -9,9 +9,9 @@
 #include <span>
 
 #include "bench/ceilings.h"
-#include "cli/bench_shapes.h"
 #include "cli/ranks.h"
 #include "cli/signals.h"
+#include "plan/known_shapes.h"
 
 namespace quadrille::cli {
 namespace {
@@ -105,7 +105,7 @@ Result<BenchResult> measure(model::AnyModel& model, ThreadPool& pool, parallel::
                             const BenchPlan& plan, const std::function<void(int64_t done, int64_t total)>& progress) {
   BenchResult result;
   for (const int64_t context : plan.contexts) result.decode.emplace_back().context = context;
-  result.prefill.work = prefill_flops(model.config(), plan.prefill_tokens);
+  result.prefill.work = plan::prefill_flops(model.config(), plan.prefill_tokens);
   OneSequence sequence(model, plan.seed);
   bench::Ceilings ceilings(pool);
   const bench::DotUnit unit = bench::dot_unit_of(model.backend());
@@ -141,7 +141,7 @@ Result<BenchResult> measure(model::AnyModel& model, ThreadPool& pool, parallel::
   // A step that is faster than every probe raises the ceiling: a ratio never exceeds one.
   double fastest = read_rate;
   for (BenchSeries& series : result.decode) {
-    series.work = weight_bytes + kv_bytes_read(model.config(), series.context + 1, bytes_a_value);
+    series.work = weight_bytes + plan::kv_bytes_read(model.config(), series.context + 1, bytes_a_value);
     fastest = std::max(fastest, series.reached());
   }
   for (BenchSeries& series : result.decode) {

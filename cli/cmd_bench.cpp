@@ -7,13 +7,13 @@
 #include "bench/verdict.h"
 #include "cli/bench_gpu_report.h"
 #include "cli/bench_measure.h"
-#include "cli/bench_shapes.h"
 #include "cli/commands.h"
 #include "cli/json_output.h"
 #include "cli/load_model.h"
 #include "cli/progress.h"
 #include "cli/ranks.h"
 #include "cli/text_table.h"
+#include "plan/known_shapes.h"
 
 namespace quadrille::cli {
 namespace {
@@ -52,7 +52,7 @@ Result<LoadedModel> make_random(Console& console, const BenchOptions& options, i
   LoadedModel loaded;
   QD_TRY(loaded.pool, make_pool(console, options.model));
   loaded.ranks = options.model.ranks;
-  QD_TRY(const model::ModelConfig config, bench_shape(options.shape, options.layers, options.vocabulary));
+  QD_TRY(const model::ModelConfig config, plan::bench_shape(options.shape, options.layers, options.vocabulary));
   QD_TRY(model::LoadOptions load, make_load_options(console, options.model, *loaded.pool));
   load.default_positions = positions;
   load.max_positions = positions;
@@ -172,7 +172,7 @@ void add_bench(CLI::App& program, std::vector<Command>& commands) {
   add_rank_options(*app, options->model);
   app->get_option("MODEL")->required(false);
   app->add_option("--shape", options->shape, "A published model's true shape with random weights")
-      ->check(CLI::IsMember(bench_shape_names()));
+      ->check(CLI::IsMember(plan::bench_shape_names()));
   app->add_option("--layers", options->layers, "Its first N layers only; 0: all")
       ->check(CLI::Range(0, 256))
       ->capture_default_str();

@@ -2,12 +2,12 @@
 // quadrille make-model: a W4A8 folder of random weights in a model's true shape, out of a seed.
 #include <memory>
 
-#include "cli/bench_shapes.h"
 #include "cli/commands.h"
 #include "cli/json_output.h"
 #include "cli/progress.h"
 #include "cli/signals.h"
 #include "model/random_folder.h"
+#include "plan/known_shapes.h"
 
 namespace quadrille::cli {
 namespace {
@@ -26,12 +26,12 @@ struct MakeModelArguments {
 
 Result<formats::Json> read_config(const MakeModelArguments& arguments) {
   QD_TRY(formats::Json config,
-         arguments.config.empty() ? shape_json(arguments.shape) : formats::parse_json_file(arguments.config, {}));
+         arguments.config.empty() ? plan::shape_json(arguments.shape) : formats::parse_json_file(arguments.config, {}));
   if (!config.is_object()) {
     return make_error(ErrorCode::kInvalidData, "{}: expected a JSON object, found {}", arguments.config,
                       formats::json_excerpt(config));
   }
-  set_size(arguments.layers, arguments.vocabulary, &config);
+  plan::set_size(arguments.layers, arguments.vocabulary, &config);
   return config;
 }
 
@@ -77,7 +77,8 @@ void add_make_model(CLI::App& program, std::vector<Command>& commands) {
   auto* app = program.add_subcommand("make-model", "Make a W4A8 checkpoint of random weights in a model's true shape");
   auto arguments = std::make_shared<MakeModelArguments>();
   app->add_option("OUT", arguments->out, "Folder to make; must not exist")->required()->type_name("");
-  app->add_option("--shape", arguments->shape, "Shape of a published model")->check(CLI::IsMember(bench_shape_names()));
+  app->add_option("--shape", arguments->shape, "Shape of a published model")
+      ->check(CLI::IsMember(plan::bench_shape_names()));
   app->add_option("--config", arguments->config, "Or the config.json of a model")->type_name("FILE");
   app->add_option("--layers", arguments->layers, "Its first layers alone; 0: all")
       ->check(CLI::NonNegativeNumber)

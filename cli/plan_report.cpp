@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tables in GiB and ms for people; plan_json.cpp has bytes and microseconds.
+// Tables in GiB and ms for people; plan/json.cpp has bytes and microseconds.
 #include "cli/plan_report.h"
 
 #include <algorithm>
@@ -9,6 +9,8 @@
 
 namespace quadrille::cli {
 namespace {
+
+using namespace plan;  // the words of its numbers
 
 std::string bytes(double value) {
   return bytes_text(value);
@@ -30,16 +32,16 @@ std::string billions(int64_t count) {
 }
 
 std::string head_text(const PlanReport& report) {
-  const PlanShape& shape = *report.shape;
+  const PlanShape& shape = report.shape;
   const auto& config = shape.config;
-  const PlanLoad& load = report.request->load;
+  const PlanLoad& load = report.request.load;
   std::string text = fmt::format("{} ({}){}\n", shape.name, config.architecture,
                                  shape.why_not_run.empty() ? "" : ": " + shape.why_not_run);
   text += fmt::format("  parameters   {}, of them {} active for a token\n", billions(num_parameters(shape)),
                       billions(num_active_parameters(shape)));
   text += fmt::format("  weights      {}\n", shape.weights);
-  text += fmt::format("  GPUs         {} {}, {} a host, {} each\n", report.gpus, report.request->gpu.name,
-                      report.plans.empty() ? 0 : report.plans[0].grid.gpus_per_host, bytes(report.request->gpu_memory));
+  text += fmt::format("  GPUs         {} {}, {} a host, {} each\n", report.gpus, report.request.gpu.name,
+                      report.plans.empty() ? 0 : report.plans[0].grid.gpus_per_host, bytes(report.request.gpu_memory));
   text += fmt::format("  a step       decode {} sequences at {} positions, or prefill {} tokens, over all GPUs\n",
                       load.decode_tokens, load.context, load.prefill_tokens);
   text += fmt::format("  attention    {}\n\n", load.attention == AttentionOver::kDivided
@@ -104,7 +106,7 @@ std::string rates_text(const PlanReport& report) {
     for (const Rate& r : rates)
       table.add_row({r.name, fmt::format("{:.4g}", r.value), r.unit, basis_name(r.basis), r.source});
   };
-  add(report.request->gpu.all());
+  add(report.request.gpu.all());
   add(link_rates().all());
   return fmt::format("\n{}Collectives between two GPUs of a host: {}.\n", table.text(), link_curve_source());
 }
@@ -134,8 +136,8 @@ std::string does_not_fit_text(const PlanReport& report) {
       "{} does not fit on {} {}: the largest rank of tp {}, ep {} needs {} (weights {}, KV {}, activations {}) of {}; "
       "{}. "
       "Fewer sequences (--tokens) or a shorter --context need less",
-      report.shape->name, report.gpus, report.request->gpu.name, closest->grid.tp, closest->grid.ep, bytes(m.total()),
-      bytes(m.weights.total()), bytes(m.kv_bytes), bytes(m.activation_bytes), bytes(report.request->gpu_memory),
+      report.shape.name, report.gpus, report.request.gpu.name, closest->grid.tp, closest->grid.ep, bytes(m.total()),
+      bytes(m.weights.total()), bytes(m.kv_bytes), bytes(m.activation_bytes), bytes(report.request.gpu_memory),
       way_out);
 }
 

@@ -5,13 +5,13 @@
 
 #include <cmath>
 
-#include "cli/bench_shapes.h"
 #include "cli/eval_answer.h"
 #include "cli/eval_dataset.h"
 #include "cli/eval_report.h"
 #include "cli/progress.h"
 #include "cli/text_table.h"
 #include "e2e/program.h"
+#include "plan/known_shapes.h"
 
 namespace quadrille::cli {
 namespace {
@@ -205,19 +205,19 @@ TEST(Text, BytesAndSeconds) {
 }
 
 TEST(Bench, CountsTheOperationsOfAShape) {
-  const auto config = bench_shape("qwen3-30b-a3b", 1);
+  const auto config = plan::bench_shape("qwen3-30b-a3b", 1);
   ASSERT_TRUE(config) << config.error().message;
   // By hand for one token in one layer: q, o 2048 x 4096 each, k, v 2048 x 512 each, router 2048 x 128, 8 experts of
   // 3 x 2048 x 768, one key for 32 heads of 128 (scores and values), head 2048 x 151936.
   const double expected =
       2.0 * (2 * 2048.0 * 4096 + 2 * 2048.0 * 512 + 2048.0 * 128 + 8 * 3 * 2048.0 * 768 + 2 * 4096.0 + 2048.0 * 151936);
-  EXPECT_DOUBLE_EQ(prefill_flops(*config, 1), expected);
-  EXPECT_DOUBLE_EQ(kv_bytes_read(*config, 100, 2), 100.0 * 2 * 512 * 2);
-  for (const std::string& name : bench_shape_names()) EXPECT_TRUE(bench_shape(name, 0)) << name;
-  EXPECT_FALSE(bench_shape("nosuch", 0));
-  const auto cut = bench_shape("qwen3-30b-a3b", 1, 32768);
+  EXPECT_DOUBLE_EQ(plan::prefill_flops(*config, 1), expected);
+  EXPECT_DOUBLE_EQ(plan::kv_bytes_read(*config, 100, 2), 100.0 * 2 * 512 * 2);
+  for (const std::string& name : plan::bench_shape_names()) EXPECT_TRUE(plan::bench_shape(name, 0)) << name;
+  EXPECT_FALSE(plan::bench_shape("nosuch", 0));
+  const auto cut = plan::bench_shape("qwen3-30b-a3b", 1, 32768);
   ASSERT_TRUE(cut) << cut.error().message;
-  EXPECT_DOUBLE_EQ(expected - prefill_flops(*cut, 1), 2.0 * 2048 * (151936 - 32768));
+  EXPECT_DOUBLE_EQ(expected - plan::prefill_flops(*cut, 1), 2.0 * 2048 * (151936 - 32768));
 }
 
 }  // namespace

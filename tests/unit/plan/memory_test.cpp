@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bytes of ranks: by hand, against what the loader of a real model says, and whether a grid fits.
-#include "cli/plan_memory.h"
+#include "plan/memory.h"
 
 #include <gmock/gmock.h>
 
 #include <filesystem>
 #include <mutex>
 
-#include "cli/plan.h"
 #include "layout/w4_hopper64.h"
 #include "model/model.h"
 #include "parallel/thread_group.h"
+#include "plan/plan.h"
 #include "support/golden.h"
 #include "unit/plan/plan_case.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 namespace {
 
 using ::testing::HasSubstr;
@@ -193,4 +193,4 @@ TEST(PlanMemory, IsTheSizeOfTheGpuLayoutOfARealModel) {
 }
 
 }  // namespace
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -4,10 +4,10 @@
 
 #include <gtest/gtest.h>
 
-#include "cli/bench_shapes.h"
-#include "cli/plan_shape.h"
+#include "plan/known_shapes.h"
+#include "plan/shape.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 
 inline PlanShape named_plan_shape(const std::string& name, std::optional<int64_t> group = {}) {
   const auto raw = named_shape(name);
@@ -17,4 +17,4 @@ inline PlanShape named_plan_shape(const std::string& name, std::optional<int64_t
   return std::move(*shape);
 }
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The closed forms against routes that are drawn, with a fixed seed.
-#include "cli/plan_routing.h"
+#include "plan/routing.h"
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,7 @@
 #include <random>
 #include <vector>
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 namespace {
 
 moe::RouterRule rule_of(int64_t experts, int64_t top_k) {
@@ -124,4 +124,4 @@ TEST(PlanRouting, FewTokensStayWithinWhatTheyCanSend) {
 }
 
 }  // namespace
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -6,7 +6,7 @@
 #include "support/golden.h"
 #include "unit/plan/plan_case.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 namespace {
 
 using ::testing::HasSubstr;
@@ -114,4 +114,4 @@ TEST(PlanShape, ReadsFolders) {
 }
 
 }  // namespace
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Predicted times against every layer of docs/benchmarks.md (H100, 2026-11-22), and how predictions must move.
-#include "cli/plan_time.h"
+#include "plan/time.h"
 
 #include <gtest/gtest.h>
 
-#include "cli/plan.h"
+#include "plan/plan.h"
 #include "unit/plan/plan_case.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 namespace {
 
 struct Measured {
@@ -137,4 +137,4 @@ TEST(PlanTime, TheBestGridFitsAndIsFastest) {
 }
 
 }  // namespace
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

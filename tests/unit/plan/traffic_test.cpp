@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What ranks send, by hand; and the rules by which it takes time.
-#include "cli/plan_traffic.h"
+#include "plan/traffic.h"
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,7 @@
 
 #include "unit/plan/plan_case.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 namespace {
 
 const PlanCollective* find(const std::vector<PlanCollective>& list, const std::string& name) {
@@ -122,4 +122,4 @@ TEST(PlanTraffic, EveryNumberSaysWhereItIsFrom) {
 }
 
 }  // namespace
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bytes by the same size functions that prepare weights and lay out workspaces.
-#include "cli/plan_memory.h"
+#include "plan/memory.h"
 
 #include <algorithm>
 #include <numeric>
 
-#include "cli/plan_routing.h"
 #include "layout/bf16_lanes16.h"
 #include "layout/kv_page.h"
 #include "layout/w4_hopper64.h"
 #include "layout/w4_lanes16.h"
 #include "moe/device_layer.h"
+#include "plan/routing.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 namespace {
 
 using layout::LayerShard;
@@ -214,4 +214,4 @@ std::vector<PlanGrid> grids_of(int gpus, int gpus_per_host) {
   return grids;
 }
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

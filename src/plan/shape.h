@@ -13,7 +13,7 @@
 #include "layout/shard_plan.h"
 #include "model/config.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 
 // How a linear layer is stored: W4A8 with that group (0: one scale a channel), or bf16.
 struct LinearForm {
@@ -98,4 +98,4 @@ int64_t num_active_parameters(const PlanShape& shape);
 // Numbers that the cache keeps for a token in one layer, on a rank with so many KV heads.
 int64_t cache_values(const PlanShape& shape, int64_t kv_heads);
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Adds up the parts of a step, layer by layer.
-#include "cli/plan.h"
+#include "plan/plan.h"
 
 #include <algorithm>
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 namespace {
 
 using layout::ModelShard;
@@ -258,4 +258,4 @@ Result<LayerTime> plan_layer(const PlanShape& shape, const PlanGrid& grid, const
   return time;
 }
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // config.json to dimensions. The families that run come as they are; the others are read here, sizes alone.
-#include "cli/plan_shape.h"
+#include "plan/shape.h"
 
 #include <algorithm>
 
 #include "formats/compressed_tensors.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 namespace {
 
 using formats::HfConfig;
@@ -214,4 +214,4 @@ Result<PlanShape> make_plan_shape(const std::string& name, const HfConfig& raw, 
   return shape;
 }
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The plan for scripts: bytes and microseconds, every constant with its source.
-#include "cli/plan_report.h"
+#include "plan/report.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 namespace {
 
 using nlohmann::json;
@@ -95,11 +95,11 @@ json shape_json(const PlanShape& shape) {
 }  // namespace
 
 json plan_json(const PlanReport& report) {
-  const PlanLoad& load = report.request->load;
-  json out = {{"model", shape_json(*report.shape)},
-              {"gpu", report.request->gpu.name},
+  const PlanLoad& load = report.request.load;
+  json out = {{"model", shape_json(report.shape)},
+              {"gpu", report.request.gpu.name},
               {"gpus", report.gpus},
-              {"gpu_memory_bytes", report.request->gpu_memory},
+              {"gpu_memory_bytes", report.request.gpu_memory},
               {"decode_tokens", load.decode_tokens},
               {"context", load.context},
               {"prefill_tokens", load.prefill_tokens},
@@ -108,7 +108,7 @@ json plan_json(const PlanReport& report) {
               {"illegal", report.illegal},
               {"best", nullptr},
               {"smallest_that_fits", nullptr},
-              {"rates", rate_json(report.request->gpu.all())},
+              {"rates", rate_json(report.request.gpu.all())},
               {"link_rates", rate_json(link_rates().all())},
               {"link_curves", curves_json()}};
   for (size_t i = 0; i < report.plans.size(); ++i) {
@@ -152,4 +152,4 @@ json layer_times_json(const PlanShape& shape, const GpuRates& gpu, const std::ve
   return out;
 }
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

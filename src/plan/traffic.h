@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
-#include "cli/plan_memory.h"
-#include "cli/plan_rates.h"
-#include "cli/plan_routing.h"
+#include "plan/memory.h"
+#include "plan/rates.h"
+#include "plan/routing.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 
 struct PlanCollective {
   std::string name;         // "experts: sum"
@@ -58,4 +58,4 @@ std::vector<PlanCollective> expert_collectives(const PlanShape& shape, const Wir
 std::vector<PlanCollective> step_collectives(const PlanShape& shape, const Wires& wires, const PlanGrid& grid,
                                              const PlanLoad& load, const StepTokens& step);
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bytes as src/parallel/nccl.cpp and src/moe/row_parallel.cpp send them; times from the curves of plan_rates.h.
-#include "cli/plan_traffic.h"
+// Bytes as src/parallel/nccl.cpp and src/moe/row_parallel.cpp send them; times from the curves of rates.h.
+#include "plan/traffic.h"
 
 #include <algorithm>
 #include <cmath>
 
 #include "kernels/api/peer_problems.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 namespace {
 
 constexpr double kFloat = 4, kBf16 = 2, kMicro = 1e6;
@@ -168,4 +168,4 @@ std::vector<PlanCollective> step_collectives(const PlanShape& shape, const Wires
   return list;
 }
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Shapes are config.json texts, so that they take the way of every other model through its family.
-#include "cli/bench_shapes.h"
+#include "plan/known_shapes.h"
 
 #include <algorithm>
 
 #include "formats/hf_config.h"
 #include "formats/json.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 namespace {
 
 struct NamedShape {
@@ -139,4 +139,4 @@ double kv_bytes_read(const model::ModelConfig& config, int64_t context, int64_t 
   return positions * static_cast<double>(2 * config.kv_width() * bytes_a_value);
 }
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

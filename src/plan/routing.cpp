@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sums over binomial probabilities and one integral.
-#include "cli/plan_routing.h"
+#include "plan/routing.h"
 
 #include <algorithm>
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 namespace {
 
 // P(X <= x) of a standard normal number.
@@ -88,4 +88,4 @@ RankLoad rank_load(const moe::RouterRule& rule, int ep, int64_t tokens) {
   return load;
 }
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

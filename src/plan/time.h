@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Predicted times of the parts of a step on one rank, from the rates of plan_rates.h. docs/scaling.md has the formulas
+// Predicted times of the parts of a step on one rank, from the rates of rates.h. docs/scaling.md has the formulas
 // and how far they are from what was measured.
 #pragma once
 
 #include <cstdint>
 
-#include "cli/plan_rates.h"
-#include "cli/plan_routing.h"
-#include "cli/plan_shape.h"
+#include "plan/rates.h"
+#include "plan/routing.h"
+#include "plan/shape.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 
 // A grouped product: out [rows, n] = act [rows, k] x W [n, k] of each expert.
 struct GroupedProduct {
@@ -52,4 +52,4 @@ struct AttentionWork {
 };
 double attention_us(const GpuRates& rates, const AttentionWork& work);
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -9,14 +9,14 @@
 #include <string>
 #include <vector>
 
-#include "cli/plan_memory.h"
-#include "cli/plan_rates.h"
-#include "cli/plan_shape.h"
-#include "cli/plan_time.h"
-#include "cli/plan_traffic.h"
 #include "core/result.h"
+#include "plan/memory.h"
+#include "plan/rates.h"
+#include "plan/shape.h"
+#include "plan/time.h"
+#include "plan/traffic.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 
 struct PlanRequest {
   PlanLoad load;
@@ -69,4 +69,4 @@ struct LayerTime {
 // kUnsupported where the model has no MoE layer, or the grid is illegal.
 Result<LayerTime> plan_layer(const PlanShape& shape, const PlanGrid& grid, const GpuRates& gpu, int64_t tokens);
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "cli/plan_shape.h"
 #include "core/result.h"
+#include "plan/shape.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 
 // tp * ep ranks: rank = ep_index * tp + tp_index. The experts of a layer are placed over the ep groups, the first ones
 // hold one more where they do not divide; everything else of the model is cut over the tp ranks of each group.
@@ -82,4 +82,4 @@ int64_t experts_here(int64_t experts, const PlanGrid& grid, int ep_index);
 // The grids of that many GPUs, legal or not, by tp.
 std::vector<PlanGrid> grids_of(int gpus, int gpus_per_host);
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -8,7 +8,7 @@
 
 #include "moe/router.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 
 // A token chooses top_k different ones of num_experts: it hits a given one with p = top_k / num_experts, so the rows of
 // an expert are binomial over the tokens.
@@ -41,4 +41,4 @@ double share_of_ranks_hit(const moe::RouterRule& rule, int ep);
 // Expected largest of n independent standard normal numbers, by integration.
 double expected_max_normal(int n);
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

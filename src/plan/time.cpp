@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // A product takes the larger of what memory and tensor cores need, rounded where they meet: the 5-norm of both.
-#include "cli/plan_time.h"
+#include "plan/time.h"
 
 #include <algorithm>
 #include <cmath>
 
 #include "layout/w4_hopper64.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 namespace {
 
 constexpr double kMeet = 5;
@@ -85,4 +85,4 @@ double attention_us(const GpuRates& rates, const AttentionWork& work) {
          std::max(work.cache_bytes / (rates.bandwidth.value * share), work.flops / (rates.bf16.value * share)) * kMicro;
 }
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

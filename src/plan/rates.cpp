@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Constants with their sources. A new measurement changes a line here and the table in docs/scaling.md.
-#include "cli/plan_rates.h"
+#include "plan/rates.h"
 
 #include <cmath>
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 namespace {
 
 constexpr const char* kGemmTable = "fitted to docs/benchmarks.md 2026-11-22, H100, grouped product, exact";
@@ -153,4 +153,4 @@ const LinkRates& link_rates() {
   return rates;
 }
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -11,7 +11,7 @@
 #include "formats/json.h"
 #include "model/config.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 
 // Those that this engine runs.
 std::vector<std::string> bench_shape_names();
@@ -34,4 +34,4 @@ double prefill_flops(const model::ModelConfig& config, int64_t tokens);
 // Bytes of keys and values that one token reads at that context length.
 double kv_bytes_read(const model::ModelConfig& config, int64_t context, int64_t bytes_a_value);
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "cli/plan_shape.h"
 #include "core/result.h"
+#include "plan/shape.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 
 // What a number, or a time made of several, stands on; the weakest part counts.
 enum class Basis {
@@ -74,4 +74,4 @@ struct LinkRates {
 };
 const LinkRates& link_rates();
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The list of matrices of a PlanShape, and the sums over it.
-#include "cli/plan_shape.h"
+#include "plan/shape.h"
 
-namespace quadrille::cli {
+namespace quadrille::plan {
 namespace {
 
 using layout::LayerShard;
@@ -185,4 +185,4 @@ int64_t cache_values(const PlanShape& shape, int64_t kv_heads) {
   return 2 * kv_heads * shape.config.head_dim;
 }
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::plan
