@@ -189,6 +189,9 @@ struct DeviceAttention {
   uint8_t* act = nullptr;      // out [tokens, act_pitch], columns behind the row 0; or null
   int64_t act_pitch = 0;       // bytes, a multiple of 16 that holds the row
   float* act_scale = nullptr;  // out [tokens], with act
+  // projection.qkv not null: split_heads(projection) is part of the call, of the same tokens, all of them singles, and
+  // q is projection.q, which then need not be written: with few tokens, one kernel does both. Same bits.
+  DeviceQkv projection;
 };
 
 // Floats with which the blocks of `num_singles` tokens may be spread.

@@ -17,6 +17,7 @@ struct AttentionArguments {
   int64_t least;        // blocks that a CTA has at least where they are spread
   int64_t most_blocks;  // of a single, in the workspace
   int32_t rows;         // of a partial result in shared memory: 8 or 16
+  int32_t groups = 0;   // of warps that share a block, where a cluster has a KV head; 0: it has not
 
   QD_HD int64_t head_pairs() const { return p.pages.num_kv_heads * heads.tiles(); }
   // Of a single: one a (KV head, head tile), then one of its row.
@@ -28,6 +29,32 @@ inline constexpr int64_t singles_shared_bytes(int64_t padded_dim, int64_t warps,
   return 128 + warps * (4 * kKeyBlock * padded_dim + rows * partial_pitch(padded_dim) * 4);
 }
 
+// Whether a CTA may make the heads of its projection itself (fresh_heads.cuh): all dimensions rotated or none, no clip,
+// a norm of each head or none.
+inline bool makes_fresh_heads(const DeviceQkv& p) {
+  const int64_t dim = p.pages.head_dim;
+  return (dim == 32 || dim == 64 || dim == 128) && (p.rotary_dim == dim || p.rotary_dim == 0) && p.clip == 0.0f &&
+         p.norm != HeadNorm::kWholeProjection;
+}
+
+// A cluster to a KV head: query heads of it at most, warps that share a block, such groups of a CTA at most.
+inline constexpr int kClusterRows = 8;
+inline constexpr int kGroupWarps = 4;
+inline constexpr int kMostGroups = 4;
+// Bytes in front of the tiles: barriers and words, query rows, four rows of fresh keys and values, maxima and weights.
+inline constexpr int cluster_tiles_at(int padded_dim) {
+  const int query_pitch = padded_dim * 2 + (padded_dim * 2 % 128 == 0 ? 64 : 0);
+  const int group = kGroupWarps * (kClusterRows * 4 + 32 * 8);
+  return (256 + kClusterRows * query_pitch + 8 * padded_dim + kMostGroups * group + 127) / 128 * 128;
+}
+// Shared memory of a CTA that folds `slots` heads of up to `most_blocks` blocks.
+inline constexpr int64_t cluster_shared_bytes(int64_t padded_dim, int64_t groups, int64_t slots, int64_t most_blocks) {
+  return cluster_tiles_at(static_cast<int>(padded_dim)) + groups * 4 * kKeyBlock * padded_dim +
+         slots * most_blocks * partial_pitch(padded_dim) * 4;
+}
+
+template <int Dim>
+void launch_cluster_singles(const AttentionArguments& args, device::Stream stream);
 template <int Dim>
 void launch_singles(const AttentionArguments& args, int64_t warps, device::Stream stream);
 template <int Dim>

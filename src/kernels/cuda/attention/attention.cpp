@@ -13,13 +13,17 @@ namespace {
 
 struct HeadKernels {
   int64_t padded_dim;
+  void (*clusters)(const AttentionArguments&, device::Stream);  // null: makes_fresh_heads() is false
   void (*singles)(const AttentionArguments&, int64_t, device::Stream);
   void (*tiles)(const AttentionArguments&, device::Stream);
 };
 constexpr HeadKernels kHeadKernels[] = {
-    {32, launch_singles<32>, launch_tiles<32>},    {64, launch_singles<64>, launch_tiles<64>},
-    {96, launch_singles<96>, launch_tiles<96>},    {128, launch_singles<128>, launch_tiles<128>},
-    {192, launch_singles<192>, launch_tiles<192>}, {256, launch_singles<256>, launch_tiles<256>},
+    {32, launch_cluster_singles<32>, launch_singles<32>, launch_tiles<32>},
+    {64, launch_cluster_singles<64>, launch_singles<64>, launch_tiles<64>},
+    {96, nullptr, launch_singles<96>, launch_tiles<96>},
+    {128, launch_cluster_singles<128>, launch_singles<128>, launch_tiles<128>},
+    {192, nullptr, launch_singles<192>, launch_tiles<192>},
+    {256, nullptr, launch_singles<256>, launch_tiles<256>},
 };
 
 bool on_16_bytes(const void* memory) {
@@ -36,6 +40,11 @@ void check_problem(const DeviceAttention& p) {
   QD_CHECK(on_16_bytes(p.q) && on_16_bytes(p.out) && on_16_bytes(p.workspace), "rows on 16 bytes");
   QD_CHECK(reinterpret_cast<uintptr_t>(p.pages.data) % 16 == 0, "pages on 16 bytes");
   QD_CHECK(p.num_singles >= 0 && p.num_tiles >= 0, "tokens of the step");
+  if (p.projection.qkv != nullptr) {
+    QD_CHECK(p.num_tiles == 0 && p.singles == nullptr && p.projection.num_tokens == p.num_singles,
+             "a projection of tokens that are all singles");
+    QD_CHECK(p.projection.num_heads == p.num_heads && p.projection.q == p.q, "one row of query heads");
+  }
   if (p.act == nullptr) return;
   QD_CHECK(p.num_tiles == 0 && p.counters != nullptr && p.act_scale != nullptr,
            "codes of singles alone, with counters");
@@ -83,6 +92,25 @@ int64_t spread_singles(AttentionArguments* args, int64_t padded_dim) {
   return warps;
 }
 
+// Whether clusters of a KV head each make the heads themselves, and fold; fills how. Up to 32 KV heads of tokens in
+// all, which leaves every cluster its multiprocessors, and contexts that one cluster is enough for.
+bool takes_clusters(AttentionArguments* args, int64_t padded_dim) {
+  constexpr int64_t kMostCtas = 32, kUsualBlocks = 64, kMostSharedBytes = 227 << 10;
+  const DeviceQkv& projection = args->p.projection;
+  if (projection.qkv == nullptr || !makes_fresh_heads(projection) || args->heads.heads_per_kv > kClusterRows)
+    return false;
+  const int64_t ctas = args->p.num_singles * args->head_pairs();
+  args->most_blocks = divided_up(args->p.max_context, kKeyBlock);
+  if (ctas > kMostCtas || args->most_blocks > kUsualBlocks) return false;
+  args->cluster = ctas <= 16 ? 8 : 4;
+  args->groups = kMostGroups;
+  const auto bytes = [&] {
+    return cluster_shared_bytes(padded_dim, args->groups, kClusterRows / args->cluster, args->most_blocks);
+  };
+  while (args->groups > 1 && bytes() > kMostSharedBytes) --args->groups;
+  return bytes() <= kMostSharedBytes;
+}
+
 }  // namespace
 
 void attention(const DeviceAttention& p, device::Stream stream) {
@@ -100,6 +128,11 @@ void attention(const DeviceAttention& p, device::Stream stream) {
   args.most_blocks = 0;
   args.rows = args.heads.packed() > 8 ? 16 : 8;
   QD_CHECK(std::max(p.num_singles, p.num_tiles) * args.head_pairs() < (int64_t{1} << 22), "a step of fewer tokens");
+  if (p.num_singles > 0 && takes_clusters(&args, padded_dim)) {
+    kernels.clusters(args, stream);
+    return;
+  }
+  if (p.projection.qkv != nullptr) split_heads(p.projection, stream);
   if (p.num_singles > 0) {
     const int64_t warps = spread_singles(&args, padded_dim);
     kernels.singles(args, warps, stream);

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention with heads of up to 32 dimensions.
+#include "kernels/cuda/attention/cluster_singles.cuh"
 #include "kernels/cuda/attention/singles.cuh"
 #include "kernels/cuda/attention/tiles.cuh"
 
 namespace quadrille::kernels::cuda {
 
+template void launch_cluster_singles<32>(const AttentionArguments&, device::Stream);
 template void launch_singles<32>(const AttentionArguments&, int64_t, device::Stream);
 template void launch_tiles<32>(const AttentionArguments&, device::Stream);
 

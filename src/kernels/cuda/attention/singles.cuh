@@ -7,10 +7,10 @@
 
 #include "kernels/cuda/attention/arguments.h"
 #include "kernels/cuda/attention/block.cuh"
+#include "kernels/cuda/attention/block_buffer.cuh"
 #include "kernels/cuda/attention/row_codes.cuh"
 #include "kernels/cuda/attention/spread_fold.cuh"
 #include "kernels/cuda/launch_clusters.h"
-#include "kernels/cuda/ptx/bulk_copy.cuh"
 #include "kernels/cuda/ptx/chain.cuh"
 #include "kernels/cuda/ptx/cluster.cuh"
 
@@ -18,31 +18,10 @@ namespace quadrille::kernels::cuda {
 
 inline constexpr int kMostSingleWarps = 4;
 
-// The blocks that a warp takes: one buffer, filled again half by half as soon as it has been read.
-template <int Dim>
-struct WarpBuffer {
-  uint8_t* tile;
-  uint32_t key_barrier;
-  uint32_t value_barrier;
-  const uint16_t* pool;  // tile of the KV head in page 0
-  int64_t page_size;
-
-  // One thread of the warp; the half is free.
-  __device__ void fetch_keys(int32_t page) const { fetch(page, 0, key_barrier); }
-  __device__ void fetch_values(int32_t page) const { fetch(page, Tile<Dim>::kKeyBytes, value_barrier); }
-
- private:
-  __device__ void fetch(int32_t page, int offset, uint32_t barrier) const {
-    ptx::barrier_expect(barrier, Tile<Dim>::kKeyBytes);
-    ptx::bulk_copy(ptx::shared_address(tile + offset), pool + page * page_size + offset / 2, Tile<Dim>::kKeyBytes,
-                   barrier);
-  }
-};
-
 // One block: its results (sums, maximum, norm) of rows g and g + 8 go to `partial` (null: nobody wants them).
 // next_page: of the block that the warp takes next, -1: none.
 template <int Dim>
-__device__ __forceinline__ void single_block(const WarpBuffer<Dim>& buffer, const Queries<Dim>& queries, float scale2,
+__device__ __forceinline__ void single_block(const BlockBuffer<Dim>& buffer, const Queries<Dim>& queries, float scale2,
                                              const SeenInBlock& seen, uint32_t parity, int32_t next_page,
                                              float* const (&partial)[2]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -271,7 +250,7 @@ __device__ __forceinline__ void fold_single(const AttentionArguments& args, cons
 // The CTA's blocks, one a warp at a time; `folded_row` takes them where the CTA has all of the single's.
 template <int Dim>
 __device__ __forceinline__ void take_blocks(const AttentionArguments& args, const SingleWork& work,
-                                            const WarpBuffer<Dim>& buffer, const int32_t* pages, float* partials,
+                                            const BlockBuffer<Dim>& buffer, const int32_t* pages, float* partials,
                                             FoldedRow<Dim>& folded_row) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -341,8 +320,8 @@ __global__ void __launch_bounds__(kMostSingleWarps * 32)
   const SingleWork work(args);
   const int64_t head_dim = args.p.pages.head_dim;
   const layout::KvTile map{args.p.pages.num_kv_heads, head_dim};
-  const WarpBuffer<Dim> buffer{tiles + warp * Tile<Dim>::kBytes, barriers, barriers + 8,
-                               args.p.pages.data + work.kv * map.tile_size(), map.page_size()};
+  const BlockBuffer<Dim> buffer{tiles + warp * Tile<Dim>::kBytes, barriers, barriers + 8,
+                                args.p.pages.data + work.kv * map.tile_size(), map.page_size()};
   const int64_t first = work.begin + warp;
   const int32_t* pages = nullptr;
   int32_t page = -1;

@@ -12,6 +12,26 @@ namespace quadrille::kernels::cuda {
 inline constexpr int kFoldBlocks = 32;  // of a piece: a lane each
 inline constexpr int kFoldStages = 3;
 
+// The factors of the lane's block, of up to 32 blocks in ascending order behind those whose largest score is `before`;
+// a lane without a block has -inf. top: the largest of all. Whole warps.
+struct BlockFactors {
+  Fold fold;
+  float top;
+};
+__device__ __forceinline__ BlockFactors block_factors(float own, float before) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float upto = own;  // the largest of the lanes up to this one
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const float other = __shfl_up_sync(kAllLanes, upto, distance);
+    if (lane >= distance) upto = fmaxf(upto, other);
+  }
+  const float lower = __shfl_up_sync(kAllLanes, upto, 1);
+  const float until = lane == 0 ? before : fmaxf(before, lower);
+  const float top = fmaxf(before, __shfl_sync(kAllLanes, upto, 31));
+  return {fold_factors(until, own, fmaxf(until, own)), top};
+}
+
 // What lies in shared memory while a CTA folds.
 template <int Dim>
 struct FoldRoom {
@@ -62,20 +82,11 @@ struct FoldChain {
   // The next `count` blocks, in `stage`.
   __device__ __forceinline__ void add(const float* stage, int count, float4* factors) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const float none = -__builtin_inff();
-    const float own = lane < count ? stage[lane * kPitch + Dim] : none;
-    const float own_norm = lane < count ? stage[lane * kPitch + Dim + 1] : 0.0f;
-    float upto = own;  // the largest of the lanes up to this one
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const float other = __shfl_up_sync(kAllLanes, upto, distance);
-      if (lane >= distance) upto = fmaxf(upto, other);
-    }
-    const float lower = __shfl_up_sync(kAllLanes, upto, 1);
-    const float before = lane == 0 ? running.top : fmaxf(running.top, lower);
-    const Fold own_fold = fold_factors(before, own, fmaxf(before, own));
-    factors[lane] = make_float4(own_fold.keep, own_fold.take, own_norm, 0.0f);
-    running.top = fmaxf(running.top, __shfl_sync(kAllLanes, upto, 31));
+    const bool has_block = lane < count;
+    const BlockFactors own = block_factors(has_block ? stage[lane * kPitch + Dim] : -__builtin_inff(), running.top);
+    const float own_norm = has_block ? stage[lane * kPitch + Dim + 1] : 0.0f;
+    factors[lane] = make_float4(own.fold.keep, own.fold.take, own_norm, 0.0f);
+    running.top = own.top;
     __syncwarp();  // the warp's factors stand
 #pragma unroll 8
     for (int j = 0; j < count; ++j) {
