@@ -3,7 +3,6 @@
 // before it.
 #include "model/device_decoder.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "core/check.h"
@@ -28,19 +27,12 @@ kernels::HeadNorm head_norm(QkNorm norm) {
   return kernels::HeadNorm::kNone;
 }
 
-bool any_w4(const std::vector<DeviceMatrix>& matrices) {
-  return std::any_of(matrices.begin(), matrices.end(), [](const DeviceMatrix& m) { return m.shape.is_w4; });
-}
-bool any_bf16(const std::vector<DeviceMatrix>& matrices) {
-  return std::any_of(matrices.begin(), matrices.end(), [](const DeviceMatrix& m) { return !m.shape.is_w4; });
-}
-
 }  // namespace
 
 DeviceDecoder::DeviceDecoder(const ModelConfig& config, const DeviceWeightsView& weights,
                              const kernels::DeviceTable& table, kernels::Numerics numerics, const StepMemory& parts,
                              const DeviceDecoderMemory& memory, const moe::DeviceStreams& streams, DeviceShard shard,
-                             const moe::DeviceRanks& ranks)
+                             const moe::DeviceRanks& ranks, bool joins_steps)
     : config_(config),
       weights_(weights),
       table_(table),
@@ -51,7 +43,8 @@ DeviceDecoder::DeviceDecoder(const ModelConfig& config, const DeviceWeightsView&
       memory_(memory.workspace),
       given_(memory),
       streams_(streams),
-      stream_(streams.main) {}
+      stream_(streams.main),
+      joins_steps_(joins_steps) {}
 
 Status DeviceDecoder::clear_counters(device::Stream stream) const {
   QD_TRY_STATUS(device::fill(memory_.at<uint32_t>(parts_.router_arrivals), 0, parts_.router_arrivals.bytes, stream));
@@ -111,13 +104,7 @@ Status DeviceDecoder::enqueue_blocks(const StepShape& shape) {
 Status DeviceDecoder::enqueue_block(int64_t layer, const StepShape& shape) {
   const DeviceLayerView& weights = weights_.layers[static_cast<size_t>(layer)];
   const int64_t tokens = shape.num_tokens;
-  enqueue_norm(open_norm(shape, weights.input_norm, update_is_pending_, any_w4(weights.qkv), any_bf16(weights.qkv)));
-  auto* qkv = memory_.open<uint16_t>(parts_.qkv, stream_);
-  const int64_t qkv_width = config_.q_width() + 2 * config_.kv_width();
-  for (const DeviceMatrix& matrix : weights.qkv) {
-    QD_TRY_STATUS(enqueue_linear(matrix, normed_input(tokens), {kernels::GemmOutput::kRowsBf16, qkv, qkv_width}));
-    qkv += matrix.shape.n;
-  }
+  QD_TRY_STATUS(enqueue_qkv(weights, shape));
   QD_TRY_STATUS(show_projections(tokens));
   QD_TRY_STATUS(enqueue_attention(layer, shape));
   auto* const update = memory_.open<uint16_t>(parts_.update, stream_);
@@ -128,7 +115,7 @@ Status DeviceDecoder::enqueue_block(int64_t layer, const StepShape& shape) {
   form.has_codes = dense_w4 || feed_forward_takes_codes(weights);
   form.leaves_combine = observer_ == nullptr && !shard_.is_split();
   const bool is_with_router = norms_with_router(weights, tokens);
-  form.has_codes = form.has_codes || is_with_router;
+  form.has_codes = form.has_codes || is_with_router || takes_gathered_codes(weights, tokens);
   kernels::DeviceAddNorm norm = open_norm(shape, weights.post_attention_norm, true, form.has_codes, !dense_w4);
   if (is_with_router) {
     move_stream(&norm);
@@ -138,35 +125,6 @@ Status DeviceDecoder::enqueue_block(int64_t layer, const StepShape& shape) {
   }
   QD_TRY_STATUS(enqueue_feed_forward(layer, tokens, form));
   return weights.is_moe() ? show_moe_block(tokens) : Status();
-}
-
-bool DeviceDecoder::attention_quantises(int64_t layer, const StepShape& shape) const {
-  return weights_.layers[static_cast<size_t>(layer)].o.shape.is_w4 && !shard_.is_split() && shape.num_tiles == 0 &&
-         observer_ == nullptr;
-}
-
-// `mixed` -> out, which is a sum where ranks hold the heads.
-Status DeviceDecoder::enqueue_o(int64_t layer, const StepShape& shape, uint16_t* out) {
-  const DeviceMatrix& o = weights_.layers[static_cast<size_t>(layer)].o;
-  const int64_t num_tokens = shape.num_tokens;
-  Input mixed{num_tokens, memory_.at<uint16_t>(parts_.mixed), nullptr, nullptr};
-  if (const layout::ModelShard* const held = shard_.own()) {
-    const int64_t offset = o.shape.is_w4 ? held->layers[static_cast<size_t>(layer)].attention.o.k_offset() : 0;
-    return enqueue_row_parallel(Module::kAttention, o, {mixed.x, num_tokens, config_.q_width(), offset}, out);
-  }
-  if (attention_quantises(layer, shape)) {
-    mixed.act = memory_.at<uint8_t>(parts_.mixed_act);
-    mixed.act_scale = memory_.at<float>(parts_.mixed_scale);
-  } else if (o.shape.is_w4) {
-    auto* act = memory_.open<uint8_t>(parts_.mixed_act, stream_);
-    auto* act_scale = memory_.open<float>(parts_.mixed_scale, stream_);
-    QD_TRY_STATUS(enqueue_quantise(Module::kAttention, mixed.x, num_tokens, config_.q_width(), act, act_scale));
-    mixed.act = act;
-    mixed.act_scale = act_scale;
-  } else {
-    QD_TRY_STATUS(show_rows(Module::kAttention, "x", mixed.x, num_tokens, config_.q_width()));
-  }
-  return enqueue_linear(o, mixed, {kernels::GemmOutput::kRowsBf16, out, config_.hidden_size});
 }
 
 Status DeviceDecoder::enqueue_row_parallel(Module module, const DeviceMatrix& matrix, const moe::DeviceSplitRows& rows,
@@ -342,6 +300,8 @@ Status DeviceDecoder::enqueue_linear(const DeviceMatrix& matrix, const Input& in
     gemm.act_rows = input.num_rows;
     gemm.act_pitch = moe::act_pitch(matrix.shape.k);
     gemm.act_scale = input.act_scale;
+    gemm.norm = input.norm;
+    if (input.act == nullptr) gemm.x = input.x;
     gemm.output = output.form;
     gemm.out = output.out;
     gemm.out_pitch = output.pitch;

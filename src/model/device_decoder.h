@@ -34,7 +34,8 @@ class DeviceDecoder {
   // rank enqueues the same steps; its collectives run on streams.main.
   DeviceDecoder(const ModelConfig& config, const DeviceWeightsView& weights, const kernels::DeviceTable& table,
                 kernels::Numerics numerics, const StepMemory& parts, const DeviceDecoderMemory& memory,
-                const moe::DeviceStreams& streams, DeviceShard shard = {}, const moe::DeviceRanks& ranks = {});
+                const moe::DeviceStreams& streams, DeviceShard shard = {}, const moe::DeviceRanks& ranks = {},
+                bool joins_steps = true);
 
   // Where the block of the next step goes.
   int32_t* block() const { return memory_.at<int32_t>(parts_.block); }
@@ -67,6 +68,8 @@ class DeviceDecoder {
     const uint16_t* x = nullptr;   // bf16 matrices: [num_rows, k]
     const uint8_t* act = nullptr;  // W4A8: [num_rows, act_pitch(k)]
     const float* act_scale = nullptr;
+    // W4A8 without act: the product makes codes of x itself, or of the rows of this norm.
+    const kernels::DeviceAddNorm* norm = nullptr;
   };
   struct Output {
     kernels::GemmOutput form = kernels::GemmOutput::kRowsBf16;
@@ -79,6 +82,11 @@ class DeviceDecoder {
   // Whether the attention itself makes the codes of o's input; an observer is shown the step.
   bool attention_quantises(int64_t layer, const StepShape& shape) const;
   Status enqueue_attention(int64_t layer, const StepShape& shape);
+  // Steps of few tokens: whether the product of a matrix makes its codes itself, of bf16 rows, or of the input norm of
+  // a layer.
+  bool makes_own_codes(const DeviceMatrix& matrix, const StepShape& shape) const;
+  bool makes_own_norm(const DeviceLayerView& layer, const StepShape& shape) const;
+  Status enqueue_qkv(const DeviceLayerView& layer, const StepShape& shape);
   Status enqueue_o(int64_t layer, const StepShape& shape, uint16_t* out);
   Status gather_whole_rows(const StepShape& shape, kernels::DeviceQkv* heads);
   Status enqueue_head(const Input& input);
@@ -108,6 +116,8 @@ class DeviceDecoder {
   };
   // Whether the norm in front of a layer's experts is made in the launch of their router.
   bool norms_with_router(const DeviceLayerView& layer, int64_t num_tokens) const;
+  // Whether the first product of routed experts takes codes by tokens; else they are quantised by slots.
+  bool takes_gathered_codes(const DeviceLayerView& layer, int64_t num_tokens) const;
   static bool feed_forward_takes_codes(const DeviceLayerView& layer);
   Status enqueue_feed_forward(int64_t layer, int64_t num_tokens, const FeedForwardForm& form);
   Status enqueue_bf16_moe(const DeviceLayerView& layer, int64_t num_tokens, const FeedForwardForm& form);
@@ -154,8 +164,9 @@ class DeviceDecoder {
   DeviceDecoderMemory given_;
   moe::DeviceStreams streams_;
   device::Stream stream_;
-  StepObserver* observer_ = nullptr;        // of the layers that are being enqueued
-  int64_t layer_ = -1;                      // likewise
+  StepObserver* observer_ = nullptr;  // of the layers that are being enqueued
+  int64_t layer_ = -1;                // likewise
+  bool joins_steps_;
   bool stream_is_moved_ = false;            // the residual stream lies in other_x
   bool update_is_pending_ = false;          // the last feed-forward's rows are not in the stream yet
   kernels::DeviceCombine pending_combine_;  // rows not null: nor are they combined; else they are in `update`

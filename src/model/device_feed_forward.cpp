@@ -23,8 +23,13 @@ bool DeviceDecoder::feed_forward_takes_codes(const DeviceLayerView& layer) {
   return layer.moe.has_value() && layer.moe->shared.has_value();
 }
 
+bool DeviceDecoder::takes_gathered_codes(const DeviceLayerView& layer, int64_t num_tokens) const {
+  return joins_steps_ && observer_ == nullptr && layer.moe && num_tokens <= kernels::kMostInputRows &&
+         kernels::gathers_gemm_input(layer.moe->experts.gate_up.numerics, layer.moe->experts.gate_up.group_size);
+}
+
 bool DeviceDecoder::norms_with_router(const DeviceLayerView& layer, int64_t num_tokens) const {
-  return layer.moe && !layer.moe->shared && observer_ == nullptr && !shard_.is_split() &&
+  return joins_steps_ && layer.moe && !layer.moe->shared && observer_ == nullptr && !shard_.is_split() &&
          kernels::fits_norm_and_route(num_tokens, config_.router.num_experts, config_.router.top_k,
                                       config_.hidden_size);
 }
@@ -66,6 +71,7 @@ Status DeviceDecoder::enqueue_feed_forward(int64_t index, int64_t num_tokens, co
   DeviceStages stages(observer_, index, Module::kExperts);
   moe::DeviceLayerOptions options;
   options.observer = stages.get();
+  options.joins_steps = joins_steps_;
   return moe::run_device_layer(table_, *layer.moe, batch, memory_.at<void>(parts_.moe), parts_.moe.bytes, streams_,
                                status(), options);
 }

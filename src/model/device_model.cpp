@@ -179,7 +179,8 @@ struct DeviceModel::Impl {
     memory.num_pages = plan.num_pages;
     memory.cos = positions.as<float>();
     memory.sin = reinterpret_cast<const float*>(positions.as<uint8_t>() + sin_offset);
-    decoder.emplace(own, view, *table, options.numerics, parts, memory, streams.layer, shard, ranks);
+    decoder.emplace(own, view, *table, options.numerics, parts, memory, streams.layer, shard, ranks,
+                    device.joins_steps);
     const int64_t most_padded =
         device.graphs ? std::min({sizes.max_logit_rows, sizes.max_sequences, sizes.max_tokens}) : 0;
     QD_TRY(runner, DeviceRunner::create(&*decoder, sizes, most_padded, main));

@@ -32,6 +32,8 @@ struct DeviceOptions {
   int64_t max_sequences = 256;
   int64_t max_logit_rows = 64;
   bool graphs = true;  // false: every step is enqueued call by call
+  // false: no kernel of a step of few tokens makes what the one before it could; no bit changes. For tests.
+  bool joins_steps = true;
   // Joins the GPUs of LoadOptions::ranks (parallel::nccl_communicator); empty: there is one rank. A collective.
   std::function<Result<std::unique_ptr<parallel::DeviceCommunicator>>(parallel::Communicator& host, int ordinal,
                                                                       device::Stream stream)>

@@ -21,6 +21,7 @@ struct DeviceCall {
   uint32_t* status = nullptr;
   int64_t num_routes = 0;  // that are sorted and computed here
   DeviceLayerWatch* watch = nullptr;
+  bool joins_steps = true;
 };
 
 // Shapes and rules of a layer; its batch's pointers.

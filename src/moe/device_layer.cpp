@@ -34,10 +34,41 @@ MlpInput enqueue_slots(const DeviceCall& call, const RoutedRows& routed) {
   return {quantize.num_tokens * quantize.top_k, quantize.act, quantize.act_pitch, quantize.act_scale};
 }
 
+// Of few tokens the products make their input themselves. No expert has more rows than there are tokens: the ids are
+// the router's, so no token names an expert twice.
+bool joins_products(const DeviceCall& call, const GemmConfigs& configs) {
+  return call.joins_steps && call.watch == nullptr && call.batch.topk_ids == nullptr && configs.one_list() &&
+         configs.first_tokens == kMinTileTokens && call.batch.num_tokens <= kernels::kMostInputRows;
+}
+
+// The codes of the batch, gathered by GEMM1.
+bool gathers_codes(const DeviceCall& call, const GemmConfigs& configs) {
+  const DeviceLinear& linear = call.layer.experts.gate_up;
+  return joins_products(call, configs) && call.batch.act != nullptr && !call.layer.rule.weight_on_input &&
+         kernels::gathers_gemm_input(linear.numerics, linear.group_size);
+}
+
+// The rows of h, quantised by GEMM2.
+bool quantises_in_down(const DeviceCall& call, const GemmConfigs& configs) {
+  const DeviceMlp& mlp = call.layer.experts;
+  return joins_products(call, configs) && !call.layer.ranks.is_split() && mlp.down_offset == 0 &&
+         mlp.down.k == mlp.width &&
+         kernels::fits_gemm_input(mlp.down.numerics, mlp.down.group_size, kernels::kMostInputRows, mlp.down.k);
+}
+
+MlpInput gathered_input(const DeviceCall& call) {
+  const int64_t top_k = call.layer.rule.top_k;
+  MlpInput input{call.num_routes, call.batch.act, act_pitch(call.layer.experts.hidden), call.batch.act_scale};
+  input.source_row = call.workspace.at<int32_t>(call.parts.route_of_slot);
+  input.source_divisor = top_k;
+  return input;
+}
+
 // The routed experts up to h.
 MlpCall enqueue_experts(const DeviceCall& call, const RoutedRows& routed, const GemmConfigs& configs, float* absmax) {
   const DeviceMlp& mlp = call.layer.experts;
-  const MlpInput input = enqueue_slots(call, routed);
+  const bool gathers = gathers_codes(call, configs);
+  const MlpInput input = gathers ? gathered_input(call) : enqueue_slots(call, routed);
   MlpCall mlp_call{call.table,
                    mlp,
                    call.layer.ranks,
@@ -48,7 +79,8 @@ MlpCall enqueue_experts(const DeviceCall& call, const RoutedRows& routed, const 
                    call.parts.experts,
                    call.streams.main,
                    call.watch};
-  mlp_call.list_is_older = true;  // the slots' quantisation is between
+  mlp_call.list_is_older = !gathers;  // the slots' quantisation is between
+  mlp_call.quantises_in_down = quantises_in_down(call, configs);
   // Slots come first; how many there are is behind the last expert's.
   enqueue_up(mlp_call, absmax, call.workspace.at<int32_t>(call.parts.offsets) + mlp.gate_up.num_experts);
   return mlp_call;
@@ -133,7 +165,8 @@ Status run_device_layer(const kernels::DeviceTable& table, const DeviceMoeLayer&
                   streams,
                   nullptr,
                   batch.num_tokens * layer.rule.top_k,
-                  options.observer != nullptr ? &watch : nullptr};
+                  options.observer != nullptr ? &watch : nullptr,
+                  options.joins_steps};
   QD_TRY_STATUS(check_workspace(workspace, workspace_size, call.parts.total));
   QD_TRY(const GemmConfigs configs,
          choose_configs(table, layer.experts, expected_rows(layer, batch.num_tokens), options));

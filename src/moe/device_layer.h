@@ -74,6 +74,8 @@ struct DeviceLayerOptions {
   // Shown the stages of the routed form without an expert map (all of layer_observer.h but gemm1_out) and of the
   // row-parallel layer (a, a_scale, of ranks partial): each look waits for its stream, so not in a capture.
   LayerObserver* observer = nullptr;
+  // Steps of few tokens: products make their codes themselves where they can. false: a launch a step, the same bits.
+  bool joins_steps = true;
 };
 
 // One call's tensors, all on the device. Routes come as router logits, as ids and weights, or as the router's weight,

@@ -83,6 +83,11 @@ Result<GemmConfigs> choose_configs(const kernels::DeviceTable& table, const Devi
   return out;
 }
 
+bool has_small_tile(const kernels::DeviceTable& table, const DeviceLinear& linear, int64_t num_rows) {
+  const Result<int32_t> config = choose_config(table, linear, num_rows, -1);
+  return config && table.w4a8_configs()[static_cast<size_t>(*config)].tokens == kMinTileTokens;
+}
+
 kernels::TileList single_list(int64_t num_rows) {
   kernels::TileList list;
   list.num_rows = num_rows;
@@ -115,6 +120,8 @@ void enqueue_up(const MlpCall& call, float* absmax, const int32_t* num_rows_ther
   first.act_scale = call.input.scale;
   first.block_scale = call.input.block_scale;
   first.block_max_m = call.input.block_max_m;
+  first.source_row = call.input.source_row;
+  first.source_divisor = call.input.source_divisor;
   first.output = kernels::GemmOutput::kActivated;
   first.activation = mlp.activation;
   first.out = hidden;
@@ -129,28 +136,40 @@ void enqueue_up(const MlpCall& call, float* absmax, const int32_t* num_rows_ther
   if (call.watch != nullptr) call.watch->up(call);
 }
 
+namespace {
+
+// The codes of the rows of h.
+void enqueue_codes(const MlpCall& call, const float* absmax, kernels::DeviceW4A8Gemm* second) {
+  kernels::QuantizeListed quantize;
+  quantize.list = call.lists[0];
+  quantize.k = call.mlp.width;
+  quantize.act_pitch = act_pitch(call.mlp.down.k);
+  quantize.x = call.workspace.at<uint16_t>(call.parts.hidden);
+  quantize.act = call.workspace.open<uint8_t>(call.parts.second, call.stream);
+  quantize.act_scale = call.workspace.open<float>(call.parts.second_scale, call.stream);
+  quantize.offset = call.mlp.down_offset;
+  quantize.absmax = absmax;
+  quantize.list_is_older = true;  // the first product read it
+  device::before_step("quantize_hidden", call.stream);
+  call.table.quantize_listed(quantize, call.stream);
+  second->act = quantize.act;
+  second->act_pitch = quantize.act_pitch;
+  second->act_scale = quantize.act_scale;
+}
+
+}  // namespace
+
 void* enqueue_down(const MlpCall& call, const float* absmax, void* rows) {
   const DeviceMlp& mlp = call.mlp;
   const device::Stream stream = call.stream;
-  kernels::QuantizeListed quantize;
-  quantize.list = call.lists[0];
-  quantize.k = mlp.width;
-  quantize.act_pitch = act_pitch(mlp.down.k);
-  quantize.x = call.workspace.at<uint16_t>(call.parts.hidden);
-  quantize.act = call.workspace.open<uint8_t>(call.parts.second, stream);
-  quantize.act_scale = call.workspace.open<float>(call.parts.second_scale, stream);
-  quantize.offset = mlp.down_offset;
-  quantize.absmax = absmax;
-  quantize.list_is_older = true;  // the first product read it
-  device::before_step("quantize_hidden", stream);
-  call.table.quantize_listed(quantize, stream);
-
-  void* out = rows != nullptr ? rows : call.workspace.open<uint16_t>(call.parts.rows, stream);
   kernels::DeviceW4A8Gemm second = gemm_of(mlp.down, call.lists[1], call.configs.second);
-  second.act = quantize.act;
   second.act_rows = call.input.num_rows;
-  second.act_pitch = quantize.act_pitch;
-  second.act_scale = quantize.act_scale;
+  if (call.quantises_in_down) {
+    second.x = call.workspace.at<uint16_t>(call.parts.hidden);
+  } else {
+    enqueue_codes(call, absmax, &second);
+  }
+  void* out = rows != nullptr ? rows : call.workspace.open<uint16_t>(call.parts.rows, stream);
   second.out = out;
   second.out_pitch = mlp.hidden;
   second.list_is_older = true;

@@ -26,6 +26,9 @@ Result<GemmConfigs> choose_configs(const kernels::DeviceTable& table, const Devi
 Result<int32_t> choose_config(const kernels::DeviceTable& table, const DeviceLinear& linear, int64_t num_rows,
                               int32_t forced, ActScales scales = ActScales::kPerToken);
 
+// Whether the product of so many rows of one matrix runs in a tile of 8 tokens (DeviceW4A8Gemm::x, norm).
+bool has_small_tile(const kernels::DeviceTable& table, const DeviceLinear& linear, int64_t num_rows);
+
 // Rows of one expert, as the host knows them.
 kernels::TileList single_list(int64_t num_rows);
 
@@ -37,6 +40,9 @@ struct MlpInput {
   const float* scale = nullptr;        // [num_rows]; null with block_scale
   const float* block_scale = nullptr;  // [experts, ceil(hidden / 128), block_max_m]
   int64_t block_max_m = 0;
+  // Not null: row s of the experts is row source_row[s] / source_divisor of act (DeviceW4A8Gemm).
+  const int32_t* source_row = nullptr;
+  int64_t source_divisor = 1;
 };
 
 // The two halves of an MLP, between which tensor-parallel ranks exchange the absmax of their rows.
@@ -53,7 +59,8 @@ struct MlpCall {
   // Is told of both halves (null: nobody looks). Every stage that it reads is then to be in its own part.
   DeviceLayerWatch* watch = nullptr;
   bool is_shared = false;
-  bool list_is_older = false;  // than the step in front of the first product
+  bool list_is_older = false;      // than the step in front of the first product
+  bool quantises_in_down = false;  // the second product makes its codes itself
 };
 
 // GEMM1 with activation. `absmax` [num_rows] or null: where the absmax of each row of h goes; rows from

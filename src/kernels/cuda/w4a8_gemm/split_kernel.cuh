@@ -11,23 +11,11 @@
 #include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/cuda/ptx/remote_store.cuh"
 #include "kernels/cuda/ptx/wgmma.cuh"
-#include "kernels/cuda/w4a8_gemm/split_plan.h"
+#include "kernels/cuda/w4a8_gemm/split_input.cuh"
 #include "kernels/cuda/w4a8_gemm/weights.cuh"
-#include "kernels/cuda/w4a8_gemm/work.cuh"
 #include "numerics/activation.h"
 
 namespace quadrille::kernels::cuda {
-
-// What the roles know about their place: cluster of `ctas` (1, 2, 4), this one is `rank`.
-struct SplitPlace {
-  uint8_t* shared;
-  uint32_t base;  // its address
-  int ctas;
-  int log_ctas;  // a division costs some 150 clocks before the first byte is asked for
-  int rank;
-  __device__ int first_item() const { return static_cast<int>(blockIdx.x) >> log_ctas; }
-  __device__ int item_stride() const { return static_cast<int>(gridDim.x) >> log_ctas; }
-};
 
 // The item; of a matrix with one token tile without asking the list's divisions.
 template <typename Plan>
@@ -64,8 +52,9 @@ __device__ __forceinline__ void split_produce(const GemmArguments& args, const S
 template <typename Plan>
 class SplitSharer {
  public:
-  __device__ __forceinline__ SplitSharer(const GemmArguments& args, const SplitPlace& at, int sharer, int thread)
-      : args_(args), at_(at), sharer_(sharer), thread_(thread), lane_(thread % 32) {
+  __device__ __forceinline__ SplitSharer(const GemmArguments& args, const SplitArguments& in, const SplitPlace& at,
+                                         int sharer, int thread)
+      : args_(args), at_(at), source_(args, in, at, sharer), sharer_(sharer), thread_(thread), lane_(thread % 32) {
     // Warp q of every sharer holds rows 16 q.. of the 64: quarter q, which one CTA owns.
     const int quarter = thread / 32;
     const int log_quarters = 2 - at.log_ctas;
@@ -79,6 +68,7 @@ class SplitSharer {
     float total[Plan::kBlocks] = {};
     uint4 pieces[Plan::kVectors];
     RecordRegisters<Plan::kGroups> record;
+    source_.find(w);
     for (int pass = 0; pass < num_passes; ++pass) {
       const int number = pass * stride() + at_.rank * Plan::kSharers + sharer_;
       const bool mine = number < args_.k_records;
@@ -87,6 +77,7 @@ class SplitSharer {
         // Only weights and, where it is older, the list have been touched so far.
         ptx::wait_for_predecessor();
         ptx::let_successor_start();
+        source_.finish(w);
         load_tokens(w, number, pieces);
       }
       if (pass % Plan::kRound == 0) {
@@ -136,10 +127,7 @@ class SplitSharer {
       const int row = vector_row(v) % Plan::kTokens;
       const int record = number + vector_row(v) / Plan::kTokens * stride();
       const int64_t column = static_cast<int64_t>(record) * layout::kRecordK + thread_ % 8 * 16;
-      pieces[v] = make_uint4(0, 0, 0, 0);
-      if (row < w.num_rows && column < args_.act_pitch) {
-        pieces[v] = *reinterpret_cast<const uint4*>(args_.act + (w.first_row + row) * args_.act_pitch + column);
-      }
+      pieces[v] = source_.piece(w, row, column);
     }
   }
   __device__ __forceinline__ uint32_t round_at() const {
@@ -270,7 +258,7 @@ class SplitSharer {
     for (int b = 0; b < Plan::kBlocks; ++b) {
       const int token = thread_ / 16 + 8 * b;
       factor[b] = 0.0f;
-      if (token < w.num_rows) factor[b] = args_.act_scale[static_cast<int64_t>(w.first_row) + token] * 512.0f;
+      if (token < w.num_rows) factor[b] = source_.scale(w, token) * 512.0f;
     }
   }
 
@@ -300,6 +288,7 @@ class SplitSharer {
 
   const GemmArguments& args_;
   const SplitPlace& at_;
+  SplitSource<Plan> source_;
   int sharer_, thread_, lane_;
   uint32_t target_;  // from an address here to the same one in the CTA that owns this warp's rows
   int slot_;         // which of its quarters they are
@@ -309,7 +298,7 @@ class SplitSharer {
 
 template <typename Plan>
 __global__ void __launch_bounds__(Plan::kThreads, Plan::kCtas)
-    w4a8_split_kernel(const __grid_constant__ GemmArguments args, int ctas) {
+    w4a8_split_kernel(const __grid_constant__ GemmArguments args, const __grid_constant__ SplitArguments in, int ctas) {
   extern __shared__ __align__(1024) uint8_t shared[];
   const SplitPlace at{shared, ptx::shared_address(shared), ctas, ctas >> 1, ctas > 1 ? ptx::cluster_rank() : 0};
   const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
@@ -333,10 +322,21 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kCtas)
   }
   if (warp >= Plan::kConsumerThreads / 32) {
     if (threadIdx.x == Plan::kConsumerThreads) split_produce<Plan>(args, at);
+    if constexpr (Plan::kInput == SplitInput::kNormed) {
+      if (threadIdx.x >= Plan::kConsumerThreads + 32) split_norms<Plan>(in, at);
+    }
   } else {
     if (!args.list_is_known) ptx::wait_for_predecessor();
     const WorkList<Plan> work(args);
-    SplitSharer<Plan> sharer(args, at, warp / 4, static_cast<int>(threadIdx.x) % 128);
+    if constexpr (Plan::kInput == SplitInput::kNormed) {
+      // Before the first record is taken: it is converted while the squares are added.
+      const NormedRows<Plan> rows(in, at);
+      rows.fetch_early();
+      ptx::wait_for_predecessor();
+      ptx::let_successor_start();
+      rows.add();
+    }
+    SplitSharer<Plan> sharer(args, in, at, warp / 4, static_cast<int>(threadIdx.x) % 128);
     for (int item = at.first_item(); item < work.num_items; item += at.item_stride()) sharer.run(work, item);
     ptx::wait_for_predecessor();  // of a CTA without an item
     ptx::let_successor_start();

@@ -8,9 +8,10 @@
 
 namespace quadrille::kernels::cuda {
 
-template <int Tokens, int GroupK>
-void launch_split(const DeviceW4A8Gemm& p, const GemmArguments& args, int ctas, device::Stream stream) {
-  using Plan = SplitPlan<Tokens, GroupK>;
+template <int Tokens, int GroupK, SplitInput Input = SplitInput::kCodes>
+void launch_split(const DeviceW4A8Gemm& p, const GemmArguments& args, const SplitArguments& in, int ctas,
+                  device::Stream stream) {
+  using Plan = SplitPlan<Tokens, GroupK, Input>;
   const auto kernel = w4a8_split_kernel<Plan>;
   if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kSharedBytes) != cudaSuccess) {
     check_launch("w4a8_gemm: shared memory");
@@ -31,19 +32,22 @@ void launch_split(const DeviceW4A8Gemm& p, const GemmArguments& args, int ctas, 
   config.stream = native(stream);
   config.attrs = attributes;
   config.numAttrs = ctas > 1 ? 2 : 1;
-  if (cudaLaunchKernelEx(&config, kernel, args, ctas) != cudaSuccess) check_launch("w4a8_gemm, shared form");
+  if (cudaLaunchKernelEx(&config, kernel, args, in, ctas) != cudaSuccess) check_launch("w4a8_gemm, shared form");
 }
 
 // One unit a group size holds its token counts; `tile` is one with k_ctas > 0.
 template <int GroupK>
 void split_gemm_of(int tile, const DeviceW4A8Gemm& p, const GemmArguments& args, device::Stream stream);
 
+// Whose input is not the codes of its rows: any tile of 8 tokens, of the plain ones one CTA an item.
+void split_gemm_with_input(const DeviceW4A8Gemm& p, const GemmArguments& args, device::Stream stream);
+
 #define QD_SPLIT_TILES(GROUP)                                                                                      \
   template <>                                                                                                      \
   void split_gemm_of<GROUP>(int tile, const DeviceW4A8Gemm& p, const GemmArguments& args, device::Stream stream) { \
     const int ctas = kTileShapes[tile].k_ctas;                                                                     \
-    if (kTileShapes[tile].tokens == 8) return launch_split<8, GROUP>(p, args, ctas, stream);                       \
-    launch_split<16, GROUP>(p, args, ctas, stream);                                                                \
+    if (kTileShapes[tile].tokens == 8) return launch_split<8, GROUP>(p, args, {}, ctas, stream);                   \
+    launch_split<16, GROUP>(p, args, {}, ctas, stream);                                                            \
   }
 
 }  // namespace quadrille::kernels::cuda
