@@ -20,6 +20,7 @@ class Codes(NamedTuple):
     weight: Tensor  #: int32 [..., n, k / 8] (format "uint4b8") or int8 [..., n, k] (format "int8")
     scales: Tensor  #: bf16 [..., n, groups]
     format: str
+    bias: Optional[Tensor] = None  #: fp32 [n], of a linear layer
 
     @property
     def group_size(self) -> int:
@@ -44,7 +45,8 @@ class OwnWeights:
         self._group_size = group_size
 
     def linear(self, name: str, module: nn.Module, device: torch.device) -> Codes:
-        return self._round(name, module.weight)
+        bias = None if module.bias is None else module.bias.detach().float()
+        return self._round(name, module.weight)._replace(bias=bias)
 
     def experts(self, name: str, module: nn.Module, projections: Sequence[str], device: torch.device) -> ExpertCodes:
         if isinstance(module, nn.ModuleList):
@@ -110,17 +112,22 @@ class Checkpoint:
     def rest(self) -> dict[str, Tensor]:
         """The tensors that belong to no quantised weight."""
         return {name: file.get_tensor(name) for name, file in self._files.items()
-                if name.rpartition(".")[0] not in self._quantized or name.endswith(".bias")}
+                if name.rpartition(".")[0] not in self._quantized}
 
     def linear(self, name: str, module: Optional[nn.Module], device: torch.device) -> Codes:
         if name not in self._quantized:
             raise ValueError(f"{self._folder}: expected quantised weights of {name}, found none")
         self._read.add(name)
-        packed = name + ".weight_packed"
-        weight = self._files[packed if packed in self._files else name + ".weight"].get_tensor(
-            packed if packed in self._files else name + ".weight")
-        scales = self._files[name + ".weight_scale"].get_tensor(name + ".weight_scale")
-        return Codes(weight.to(device), scales.to(device), "uint4b8" if packed in self._files else "int8")
+        tensors = {end: self._files[f"{name}.{end}"].get_tensor(f"{name}.{end}").to(device)
+                   for end in ("weight_packed", "weight", "weight_scale", "bias") if f"{name}.{end}" in self._files}
+        bias = tensors.get("bias")
+        if module is not None and (bias is None) != (module.bias is None):
+            raise ValueError(f"{self._folder}: {name}: expected {'no' if module.bias is None else 'a'} bias as the model "
+                             f"has it, found {'none' if bias is None else 'one'}")
+        packed = "weight_packed" in tensors
+        return Codes(tensors["weight_packed" if packed else "weight"], tensors["weight_scale"],
+                     "uint4b8" if packed else "int8",
+                     None if bias is None else bias.float())
 
     def experts(self, name: str, module: Optional[nn.Module], projections: Sequence[str],
                 device: torch.device) -> ExpertCodes:

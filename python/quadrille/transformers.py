@@ -80,7 +80,7 @@ def load(folder: Union[str, os.PathLike], *, numerics: str = "exact", dtype: tor
         base.__init__(self, *args, **kwargs)
         sites[:] = [site for site in _find(self) if site.is_experts or source.has(site.name)]
         for site in sites:
-            setattr(site.parent, site.attribute, _Vacant(site.module))
+            setattr(site.parent, site.attribute, nn.Identity())  # a place without weights
 
     # A class of the same name: transformers then renames this family's tensors as its version does.
     vacant = type(name, (base,), {"__init__": build, "__module__": base.__module__})
@@ -118,14 +118,6 @@ class _Site:
     @property
     def attribute(self) -> str:
         return self.name.rpartition(".")[2]
-
-
-class _Vacant(nn.Module):
-    """Keeps a place, and a linear layer's bias, while transformers reads the weights that are not ours."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.bias = getattr(module, "bias", None)
 
 
 def _text_config(model: nn.Module) -> Any:
@@ -222,10 +214,8 @@ def _make(site: _Site, source: Any, numerics: str, device: torch.device) -> nn.M
     try:
         if not site.is_experts:
             codes = source.linear(site.name, site.module, device)
-            bias = getattr(site.parent, site.attribute).bias
-            bias = None if bias is None else bias.detach().to(device, torch.float32)
             return quadrille.torch.Linear.from_tensors(codes.weight, codes.scales, format=codes.format,
-                                                       group_size=codes.group_size, bias=bias, **common)
+                                                       group_size=codes.group_size, bias=codes.bias, **common)
         gate, up, down = source.experts(site.name, site.module, site.projections, device)
         kind = quadrille.torch.MoELayer if isinstance(site.module, nn.ModuleList) else _FusedExperts
         router = {"top_k": site.top_k, "scoring": "softmax", "renormalise": site.renormalise}
