@@ -123,6 +123,8 @@ typedef struct qd_allocator {
 enum { QD_NUMERICS_EXACT = 0, QD_NUMERICS_VLLM = 1 };
 /* Intermediate values of the host: rounded to bf16 where a bf16 engine does it, or nowhere. A GPU has the first. */
 enum { QD_ROUND_BF16 = 0, QD_ROUND_F32 = 1 };
+/* Quantising: how weight / scale is rounded before it becomes an integer. */
+enum { QD_QUOTIENT_F32 = 0, QD_QUOTIENT_BF16 = 1 };
 
 enum {
   QD_SOURCE_UINT4B8 = 0, /* [n, k/8] 32-bit words, nibble = q + 8, lowest nibble = lowest k */

@@ -172,9 +172,6 @@ QD_API qd_result qd_host_unprepare(const void* memory, uint64_t bytes, uint32_t*
 /* --- Quantisation ----------------------------------------------------------------------------------------------------
  */
 
-/* How x / scale is rounded before it becomes an integer. */
-enum { QD_QUOTIENT_F32 = 0, QD_QUOTIENT_BF16 = 1 };
-
 /* weight: bf16, fp16 or fp32 of rank 1 to 4, its last dimension k. codes [.., ceil(k / 8)] uint4b8 words; scales
  * [.., groups] bf16: bf16(absmax / 7.5) of each group, symmetric, 2^-7 for a group of zeros. group_size 32, 64 or 128
  * that divides k, 0: one scale a row. QD_INVALID_DATA for a weight that is NaN or infinite, by row and column. */

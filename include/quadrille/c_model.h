@@ -75,8 +75,6 @@ QD_API qd_result qd_plan(const qd_plan_desc* desc, qd_string* json, qd_error* er
 /* --- Making folders ------------------------------------------------------------------------------------------------
  */
 
-enum { QD_QUOTIENT_F32 = 0, QD_QUOTIENT_BF16 = 1 };
-
 typedef struct qd_quantize_desc {
   size_t struct_size;
   const char* in;            /* folder in bf16, f16 or f32 */
