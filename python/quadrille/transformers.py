@@ -156,14 +156,17 @@ def _refuse_list(block: nn.Module, experts: nn.ModuleList) -> str:
 
 
 def _refuse_fused(experts: nn.Module) -> str:
-    ranks = [getattr(getattr(experts, name, None), "ndim", 0) for name in ("gate_up_proj", "down_proj")]
-    gate = getattr(getattr(type(experts), "_apply_gate", None), "__module__", "")
-    wanted = {"has_gate": True, "is_concatenated": True, "is_transposed": False, "has_bias": False,
-              "has_post_expert_norm": False}
-    other = [f"{key}={not value}" for key, value in wanted.items() if getattr(experts, key, value) != value]
-    if ranks != [3, 3] or not gate.endswith("integrations.moe") or other:
-        return ("expected experts gate_up_proj [experts, 2 * width, hidden] and down_proj [experts, hidden, width] "
-                "without bias, gated by act_fn(gate) * up; found another form " + " ".join(other)).rstrip()
+    shapes = {name: list(parameter.shape) for name, parameter in experts.named_parameters(recurse=False)}
+    gate_up, down = shapes.get("gate_up_proj", []), shapes.get("down_proj", [])
+    is_known = len(shapes) == 2 and len(gate_up) == len(down) == 3 and gate_up[1:] == [2 * down[2], down[1]]
+    # An experts class with a gate of its own defines it; later releases of 5.x give the others the default one.
+    is_gated = getattr(getattr(type(experts), "_apply_gate", None), "__module__", "integrations.moe").endswith(
+        "integrations.moe") and getattr(experts, "has_gate", True)
+    is_plain = getattr(experts, "is_concatenated", True) and not any(
+        getattr(experts, name, False) for name in ("is_transposed", "experts_are_transposed", "has_post_expert_norm"))
+    if not is_known or not is_gated or not is_plain:
+        return ("expected experts gate_up_proj [experts, 2 * width, hidden] and down_proj [experts, hidden, width], "
+                f"nothing else, gated by act_fn(gate) * up; found another form, with {shapes}")
     return _refuse_activation(experts)
 
 
@@ -179,6 +182,8 @@ class _FusedExperts(quadrille.torch.MoELayer):
     """In the place of the fused experts of 5.x, behind the block's own router."""
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        if top_k_weights.shape != top_k_index.shape:  # the first releases of 5.x may give a weight for every expert
+            top_k_weights = top_k_weights.gather(-1, top_k_index)
         return super().forward(hidden_states, topk_ids=top_k_index, topk_weights=top_k_weights)
 
 
