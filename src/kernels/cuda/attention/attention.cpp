@@ -100,15 +100,17 @@ bool takes_clusters(AttentionArguments* args, int64_t padded_dim) {
   if (projection.qkv == nullptr || !makes_fresh_heads(projection) || args->heads.heads_per_kv > kClusterRows)
     return false;
   const int64_t ctas = args->p.num_singles * args->head_pairs();
-  args->most_blocks = divided_up(args->p.max_context, kKeyBlock);
-  if (ctas > kMostCtas || args->most_blocks > kUsualBlocks) return false;
-  args->cluster = ctas <= 16 ? 8 : 4;
-  args->groups = kMostGroups;
-  const auto bytes = [&] {
-    return cluster_shared_bytes(padded_dim, args->groups, kClusterRows / args->cluster, args->most_blocks);
-  };
-  while (args->groups > 1 && bytes() > kMostSharedBytes) --args->groups;
-  return bytes() <= kMostSharedBytes;
+  const int64_t most_blocks = divided_up(args->p.max_context, kKeyBlock), cluster = ctas <= 16 ? 8 : 4;
+  if (ctas > kMostCtas || most_blocks > kUsualBlocks) return false;
+  int32_t groups = kMostGroups;
+  while (groups > 1 &&
+         cluster_shared_bytes(padded_dim, groups, kClusterRows / cluster, most_blocks) > kMostSharedBytes) {
+    --groups;
+  }
+  args->most_blocks = most_blocks;
+  args->cluster = cluster;
+  args->groups = groups;
+  return true;
 }
 
 }  // namespace
