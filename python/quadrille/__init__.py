@@ -3,6 +3,7 @@
 
 Tensors come in and go out by DLPack: torch, numpy, jax, cupy. No version of any of them is compiled in.
 """
-from quadrille._native import __version__
+from quadrille._native import Tensor, __version__
+from quadrille.layers import Linear, MoELayer
 
-__all__ = ["__version__"]
+__all__ = ["Linear", "MoELayer", "Tensor", "__version__"]

@@ -5,7 +5,9 @@
 #include <nanobind/nanobind.h>
 
 void bind_tensor(nanobind::module_& module);
+void bind_weights(nanobind::module_& module);
 void bind_layer(nanobind::module_& module);
+void bind_linear(nanobind::module_& module);
 void bind_prepare(nanobind::module_& module);
 void bind_tokenizer(nanobind::module_& module);
 void bind_model(nanobind::module_& module);

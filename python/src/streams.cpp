@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// The handles of streams, and the one of ours a GPU.
+#include "streams.h"
+
+#include <map>
+#include <mutex>
+
+#include "quadrille/c_api.h"
+#include "raise_error.h"
+
+namespace nb = nanobind;
+
+namespace quadrille::python {
+
+uintptr_t stream_handle(nb::handle stream) {
+  if (stream.is_none()) return kLegacyStream;
+  nb::object number = nb::borrow(stream);
+  for (const char* name : {"cuda_stream", "ptr", "handle"}) {
+    if (!nb::hasattr(stream, name)) continue;
+    number = stream.attr(name);
+    break;
+  }
+  uintptr_t handle = 0;
+  if (PyLong_Check(number.ptr()) == 0 || !nb::try_cast(number, handle)) {
+    throw nb::type_error(
+        "stream: expected None, the handle as an int, or an object with cuda_stream, ptr or handle, found something "
+        "else");
+  }
+  return handle == 0 ? kLegacyStream : handle;
+}
+
+void* own_stream(int32_t ordinal) {
+  static std::mutex mutex;
+  static std::map<int32_t, void*> streams;
+  qd_error error;
+  raise_error(qd_device_use(ordinal, &error), error);
+  const std::lock_guard lock(mutex);
+  void*& stream = streams[ordinal];
+  if (stream == nullptr) raise_error(qd_stream_create(&stream, &error), error);
+  return stream;
+}
+
+void follow(void* stream, void* leader) {
+  qd_error error;
+  raise_error(qd_stream_follow(stream, leader, &error), error);
+}
+
+CallStream::CallStream(int32_t ordinal, uintptr_t given) : given_(pointer_of(given)), stream_(given_) {
+  if (given == kLegacyStream || given == kPerThreadStream) {
+    stream_ = own_stream(ordinal);
+    follow(stream_, given_);
+    return;
+  }
+  qd_error error;
+  raise_error(qd_device_use(ordinal, &error), error);
+}
+
+void CallStream::finish() {
+  if (stream_ != given_) follow(given_, stream_);
+}
+
+}  // namespace quadrille::python
