@@ -189,6 +189,46 @@ TEST_F(DeviceModelTest, GraphsAndPiecesChangeNoBit) {
   EXPECT_EQ(calls->num_graphs(), 0);
 }
 
+// Kernels that make what the one before them could, against a launch a step: token by token, 1 to 6 sequences at once
+// (from the fifth on nothing is joined).
+void expect_joining_changes_no_bit(DeviceModel& joined, DeviceModel& apart) {
+  const auto sequences = prompts(6, joined.vocab_size());
+  for (size_t count = 1; count <= sequences.size(); ++count) {
+    const std::vector<std::vector<int32_t>> some(sequences.begin(), sequences.begin() + static_cast<ptrdiff_t>(count));
+    const auto got = run_sequences(joined, some, {1}), want = run_sequences(apart, some, {1});
+    for (size_t s = 0; s < count; ++s) EXPECT_EQ(difference(got[s], want[s]), "") << count << " sequences, " << s;
+  }
+}
+
+TEST_F(DeviceModelTest, JoinedStepsChangeNoBit) {
+  model::DeviceOptions options;
+  options.joins_steps = false;
+  for (const bool graphs : {false, true}) {
+    options.graphs = graphs;
+    expect_joining_changes_no_bit(*on_gpu(abacus("w4a8")), *on_gpu(abacus("w4a8"), Numerics::kExact, options));
+  }
+}
+
+// Layers of Qwen3-30B-A3B.
+TEST_F(DeviceModelTest, JoinedStepsOfALargeLayerChangeNoBit) {
+  model::ModelConfig config = on_gpu(abacus("w4a8"))->config();
+  config.hidden_size = 2048;
+  config.num_heads = 32;
+  config.num_kv_heads = 4;
+  config.head_dim = 128;
+  config.expert_width = 768;
+  config.router.num_experts = 128;
+  config.router.top_k = 8;
+  model::LoadOptions options = options_of({"", Numerics::kExact, Rounding::kBf16});
+  options.cache_pages = 64;
+  model::DeviceOptions device;
+  device.table = must(kernels::device_table());
+  const auto joined = must(DeviceModel::random(config, {}, options, device));
+  device.joins_steps = false;
+  const auto apart = must(DeviceModel::random(config, {}, options, device));
+  expect_joining_changes_no_bit(*joined, *apart);
+}
+
 int32_t argmax(const float* row, int64_t width) {
   return static_cast<int32_t>(std::max_element(row, row + width) - row);
 }
