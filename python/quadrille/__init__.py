@@ -4,6 +4,9 @@
 Tensors come in and go out by DLPack: torch, numpy, jax, cupy. No version of any of them is compiled in.
 """
 from quadrille._native import Tensor, __version__
+from quadrille import scales, words
 from quadrille.layers import Linear, MoELayer
+from quadrille.preparation import Unprepared, prepare, quantize, unprepare
 
-__all__ = ["Linear", "MoELayer", "Tensor", "__version__"]
+__all__ = ["Linear", "MoELayer", "Tensor", "Unprepared", "__version__", "prepare", "quantize", "scales", "unprepare",
+           "words"]

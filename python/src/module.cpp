@@ -13,4 +13,5 @@ NB_MODULE(_native, module) {
   bind_weights(module);
   bind_layer(module);
   bind_linear(module);
+  bind_prepare(module);
 }
