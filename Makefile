@@ -7,7 +7,7 @@ LAUNCHER := $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache
 MODEL := models/abacus
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
-.PHONY: all setup configure program build demo test check bench eval format clean
+.PHONY: all setup configure program build demo test test-torch check bench eval format clean
 all: build
 
 setup:
@@ -24,11 +24,18 @@ program: configure  # the program alone, without tests
 build: configure
 	@cmake --build $(BUILD)
 
+wheel: setup  # the Python package, compiled from scratch (minutes): BUILD/wheel
+	@python3 -m pip wheel --no-deps -w $(BUILD)/wheel .
+
 demo: program
 	@$(BUILD)/bin/quadrille run $(MODEL)/w4a8 --problems $(MODEL)/gsm8k.jsonl --count 5
 
 test: build
 	@tools/run_tests.py $(BUILD) -j $(JOBS)
+
+test-torch: program  # the Python package beside PyTorch, transformers, JAX; downloads them (docs/python.md)
+	@cmake --build $(BUILD) --target quadrille_shared
+	@tools/test_torch.sh $(BUILD)
 
 bench: program  # ratios to ceilings probed in the same process; a few minutes (docs/benchmarks_cpu.md)
 	@cmake --build $(BUILD) --target quadrille_bench

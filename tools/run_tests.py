@@ -3,7 +3,8 @@
 """Runs the tests of a build folder and counts single cases: passed, failed and skipped, with the reasons for skipping.
 
 usage: run_tests.py BUILD [-j JOBS] [-R REGEX] [--exclude-label LABEL,LABEL]
-ctest knows the programs; GoogleTest programs report each of their cases. Exit status 1 when one failed or none ran.
+ctest knows the programs; GoogleTest programs and pytest report each of their cases. Exit status 1 when one failed or
+none ran.
 """
 import argparse
 import collections
@@ -38,7 +39,7 @@ def run_one(name, command, properties):
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"  # GoogleTest 1.12 leaves the reason of a skip out of its JSON
-        environment = dict(os.environ, GTEST_OUTPUT=f"xml:{report}")
+        environment = dict(os.environ, GTEST_OUTPUT=f"xml:{report}", QUADRILLE_TEST_REPORT=str(report))
         timeout = float(properties.get("TIMEOUT", 600))
         try:
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -50,11 +51,11 @@ def run_one(name, command, properties):
         passed, failed, skipped = 0, 0, collections.Counter()
         if report.is_file():
             for case in xml.etree.ElementTree.parse(report).iter("testcase"):
-                if case.find("failure") is not None:
+                if case.find("failure") is not None or case.find("error") is not None:
                     failed += 1
                 elif case.find("skipped") is not None:
                     skipped[skip_reason(case.find("skipped"))] += 1
-                elif case.get("result") == "completed":
+                elif case.get("result", "completed") == "completed":  # pytest writes no result
                     passed += 1
         elif status == 0:
             passed = 1

@@ -4,8 +4,8 @@
 # With everything present it needs no root and touches nothing.
 set -euo pipefail
 
-build=(g++ cmake ninja-build make git python3 pkg-config nlohmann-json3-dev libcli11-dev libfmt-dev libpcre2-dev
-  libutf8proc-dev libgtest-dev libgmock-dev libopenmpi-dev openmpi-bin)
+build=(g++ cmake ninja-build make git python3 python3-venv python3-dev pkg-config nlohmann-json3-dev libcli11-dev
+  libfmt-dev libpcre2-dev libutf8proc-dev libgtest-dev libgmock-dev libopenmpi-dev openmpi-bin)
 check=(clang-16 libclang-rt-16-dev clang-format-16 clang-tidy-16)
 
 want=("${build[@]}")
