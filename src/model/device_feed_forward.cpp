@@ -30,8 +30,7 @@ bool DeviceDecoder::takes_gathered_codes(const DeviceLayerView& layer, int64_t n
 
 bool DeviceDecoder::norms_with_router(const DeviceLayerView& layer, int64_t num_tokens) const {
   return joins_steps_ && layer.moe && !layer.moe->shared && observer_ == nullptr && !shard_.is_split() &&
-         kernels::fits_norm_and_route(num_tokens, config_.router.num_experts, config_.router.top_k,
-                                      config_.hidden_size);
+         kernels::fits_norm_and_route(num_tokens, moe::route_problem(config_.router, num_tokens), config_.hidden_size);
 }
 
 Status DeviceDecoder::enqueue_feed_forward(int64_t layer, int64_t num_tokens) {

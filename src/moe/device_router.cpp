@@ -147,9 +147,10 @@ void enqueue_plan(const DeviceCall& call, const PlanInput& input, const GemmConf
 }
 
 bool norms_with_router(const DeviceCall& call, const GemmConfigs& configs) {
-  const RouterRule& rule = call.layer.rule;
+  const int64_t num_tokens = call.batch.num_tokens;
   return is_one_launch(call, configs) && !call.layer.shared &&
-         kernels::fits_norm_and_route(call.batch.num_tokens, rule.num_experts, rule.top_k, call.layer.experts.hidden);
+         kernels::fits_norm_and_route(num_tokens, route_problem(call.layer.rule, num_tokens),
+                                      call.layer.experts.hidden);
 }
 
 RoutedRows enqueue_routes(const DeviceCall& call, const GemmConfigs& configs) {

@@ -65,8 +65,9 @@ struct DeviceNormAndRoute {
   RouteAndPlan route;
 };
 inline constexpr int64_t kMostNormedTokens = 4;
-inline constexpr bool fits_norm_and_route(int64_t num_tokens, int64_t num_experts, int64_t top_k, int64_t k) {
-  return num_tokens <= kMostNormedTokens && fits_route_and_plan(num_tokens, num_experts, top_k, k);
+inline constexpr bool fits_norm_and_route(int64_t num_tokens, const DeviceRouteTokens& rule, int64_t k) {
+  return num_tokens <= kMostNormedTokens && rule.num_groups == 1 && rule.num_experts <= 256 &&
+         num_tokens * rule.top_k <= kMostFewRoutes && fits_route_and_plan(num_tokens, rule.num_experts, rule.top_k, k);
 }
 
 // --- Heads -----------------------------------------------------------------------------------------------------------

@@ -121,6 +121,7 @@ struct RouteAndPlan {
   uint32_t* arrivals = nullptr;
 };
 inline constexpr int64_t kMostFusedTokens = 64;
+inline constexpr int64_t kMostFewRoutes = 32;  // that a warp plans
 // What route_and_plan takes; experts both of the router and here. Where it is false, three calls serve.
 inline constexpr bool fits_route_and_plan(int64_t num_tokens, int64_t num_experts, int64_t top_k, int64_t k) {
   return num_tokens >= 1 && num_tokens <= kMostFusedTokens && num_experts <= 512 && top_k <= 32 && k % 8 == 0 &&

@@ -2,12 +2,11 @@
 // One to four tokens from their residual rows to the list of work in one launch. Every CTA makes the normed rows for
 // itself, which costs less than to wait for a kernel that makes them once; then half a warp has an expert and a token,
 // and the CTA that arrives last chooses and plans (route_tail.cuh). One CTA more writes the rows out.
-#include <algorithm>
-
 #include "core/check.h"
 #include "kernels/cuda/decoder/norm_row.cuh"
 #include "kernels/cuda/decoder_kernels.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/moe/choose_in_block.cuh"
 #include "kernels/cuda/moe/route_tail.cuh"
 #include "kernels/cuda/ptx/barrier.cuh"
 #include "kernels/cuda/ptx/bulk_copy.cuh"
@@ -28,7 +27,7 @@ constexpr int row_pitch(int k) {
 constexpr int experts_of(int64_t tokens) {
   return tokens == 1 ? 8 : 4;
 }
-static_assert(experts_of(1) <= 2 * kWarps && kMostTokens * experts_of(2) <= 2 * kWarps);
+static_assert(kMostTokens < kWarps && experts_of(1) <= 2 * kWarps && kMostTokens * experts_of(2) <= 2 * kWarps);
 
 // The experts' rows, those of the tokens, the weight of the norm.
 constexpr int64_t stage_bytes(int64_t k, int64_t tokens) {
@@ -118,13 +117,11 @@ __device__ __forceinline__ float dot_of_half(const uint16_t* x, const uint16_t* 
   return numerics::canonical(low + high);
 }
 
-template <int kHeld>
-__global__ void __launch_bounds__(kThreads, 1)
-    norm_and_route_kernel(const __grid_constant__ DeviceNormAndRoute p, const __grid_constant__ TailShape shape) {
+__global__ void __launch_bounds__(kThreads, 1) norm_and_route_kernel(const __grid_constant__ DeviceNormAndRoute p) {
   extern __shared__ __align__(16) uint4 stage[];
   __shared__ __align__(8) uint64_t weights_stand;
   __shared__ NormMemory norm;
-  __shared__ TailMemory tail;
+  __shared__ ChoiceMemory choice;
   const DeviceRouterLogits& logits = p.route.logits;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -150,14 +147,20 @@ __global__ void __launch_bounds__(kThreads, 1)
       logits.logits[token * all + first + expert] = logit;
     }
   }
-  finish<kMostTokens, kHeld>(p.route, shape, gridDim.x - 1, reinterpret_cast<uint32_t*>(stage), tail);
+  if (!arrives_last(p.route.arrivals, gridDim.x - 1)) return;
+  BlockChoice(p.route.route, kThreads, choice).run();
+  __syncthreads();  // ids and scores stand
+  if (warp > 0 && warp <= tokens) weigh_choice(p.route.route, warp - 1, lane, choice);
+  PlanRoutes plan = p.route.plan;
+  plan.ids = choice.id;
+  plan_tiny(plan, tokens * static_cast<int>(plan.top_k));
 }
 
 void check_problem(const DeviceNormAndRoute& p) {
   const DeviceAddNorm& norm = p.norm;
   const DeviceRouterLogits& logits = p.route.logits;
   check_route_and_plan(p.route);
-  QD_CHECK(fits_norm_and_route(logits.num_tokens, logits.num_experts, p.route.route.top_k, logits.k),
+  QD_CHECK(fits_norm_and_route(logits.num_tokens, p.route.route, logits.k),
            "a problem that fits_norm_and_route() lets pass");
   QD_CHECK(norm.num_rows == logits.num_tokens && norm.width == logits.k, "the norm of the router's rows");
   QD_CHECK(norm.rows == nullptr && norm.update_f32 == nullptr && norm.combine.rows == nullptr, "a bf16 update at most");
@@ -175,15 +178,12 @@ void check_problem(const DeviceNormAndRoute& p) {
 void norm_and_route(const DeviceNormAndRoute& p, device::Stream stream) {
   check_problem(p);
   const DeviceRouterLogits& logits = p.route.logits;
-  const TailShape shape = tail_shape(p.route);
-  const int64_t finish_bytes = kWarps * shape.words * static_cast<int64_t>(sizeof(uint32_t));
-  const int64_t bytes = std::max(stage_bytes(logits.k, logits.num_tokens), finish_bytes);
-  const auto kernel = logits.num_experts <= 4 * kWarp ? norm_and_route_kernel<4> : norm_and_route_kernel<16>;
-  QD_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)) == cudaSuccess,
-      "shared memory of the router");
+  const int64_t bytes = stage_bytes(logits.k, logits.num_tokens);
+  QD_CHECK(cudaFuncSetAttribute(norm_and_route_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(bytes)) == cudaSuccess,
+           "shared memory of the router");
   const int grid = ceil_div(logits.num_experts, experts_of(logits.num_tokens)) + 1;
-  launch_chained(kernel, grid, kThreads, static_cast<size_t>(bytes), native(stream), p, shape);
+  launch_chained(norm_and_route_kernel, grid, kThreads, static_cast<size_t>(bytes), native(stream), p);
   check_launch("norm_and_route");
 }
 

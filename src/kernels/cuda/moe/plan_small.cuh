@@ -106,15 +106,36 @@ __device__ __forceinline__ void plan_small(const PlanRoutes& p, int64_t num_rout
   }
 }
 
-// The same for at most 32 routes: a route a lane of the first warp, who counts the others. `ids` in shared memory. All
-// threads of the block call it; ends without a barrier.
-__device__ __forceinline__ void plan_tiny(const PlanRoutes& p, int num_routes) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const bool is_first_warp = threadIdx.x < kWarp;
+// One warp: slots and tiles of at most 32 routes, a route a lane, who counts the others. The offsets are not written.
+__device__ __forceinline__ void plan_few(const PlanRoutes& p, int num_routes, int lane) {
   const int32_t id = lane < num_routes ? p.ids[lane] : -1;
   const LocalExpert found = local_expert(id, p.expert_map, p.map_size, p.num_experts);
-  if (found.bad && is_first_warp && p.status != nullptr) atomicOr(p.status, kStatusBadExpertId);
+  if (found.bad && p.status != nullptr) atomicOr(p.status, kStatusBadExpertId);
   const int32_t own = found.expert;
+  const unsigned same = __match_any_sync(kAllLanes, own);
+  const int32_t lower = lower_lanes(same, lane), rows = __popc(same);
+  const auto tile_tokens = static_cast<int32_t>(p.tile_tokens);
+  const int32_t own_tiles = own >= 0 && lower == 0 ? tiles_of_rows(rows, tile_tokens) : 0;
+  RowsTiles before = {0, 0};
+  int32_t all_tiles = 0;
+#pragma unroll 8
+  for (int r = 0; r < num_routes; ++r) {
+    const int32_t other = __shfl_sync(kAllLanes, own, r), tiles = __shfl_sync(kAllLanes, own_tiles, r);
+    before.rows += other >= 0 && other < own ? 1 : 0;
+    before.tiles += other < own ? tiles : 0;
+    all_tiles += tiles;
+  }
+  for (int32_t i = 0; i < own_tiles; ++i) {
+    store_tile(p.tiles, before.tiles + i, token_tile(own, before.rows, rows, before.tiles, tile_tokens, i));
+  }
+  if (lane == 0) *p.num_tiles = all_tiles;
+  if (lane < num_routes) store_slot(p, lane, own >= 0 ? before.rows + lower : -1);
+}
+
+// The offsets that belong to it; all threads of the block call it.
+__device__ __forceinline__ void offsets_of_few(const PlanRoutes& p, int num_routes, int lane) {
+  const int32_t id = lane < num_routes ? p.ids[lane] : -1;
+  const int32_t own = local_expert(id, p.expert_map, p.map_size, p.num_experts).expert;
   for (int32_t first = 0; first <= p.num_experts; first += static_cast<int32_t>(blockDim.x)) {
     const int32_t e = first + static_cast<int32_t>(threadIdx.x);
     int32_t before = 0;
@@ -125,31 +146,13 @@ __device__ __forceinline__ void plan_tiny(const PlanRoutes& p, int num_routes) {
     }
     if (e <= p.num_experts) p.offsets[e] = before;
   }
-  if (!is_first_warp) return;
-  RowsTiles mine = {0, 0}, before = {0, 0};  // of the lane's expert, of the experts before it
-  int32_t lower = 0;                         // routes of its expert in front of the lane's
-#pragma unroll 8
-  for (int r = 0; r < num_routes; ++r) {
-    const int32_t other = __shfl_sync(kAllLanes, own, r);
-    before.rows += other >= 0 && other < own ? 1 : 0;
-    mine.rows += other == own ? 1 : 0;
-    lower += other == own && r < lane ? 1 : 0;
-  }
-  const int32_t slot = own >= 0 ? before.rows + lower : -1;
-  mine.tiles = own >= 0 && lower == 0 ? tiles_of_rows(mine.rows, static_cast<int32_t>(p.tile_tokens)) : 0;
-  int32_t all_tiles = 0;
-#pragma unroll 8
-  for (int r = 0; r < num_routes; ++r) {
-    const int32_t other = __shfl_sync(kAllLanes, own, r), tiles = __shfl_sync(kAllLanes, mine.tiles, r);
-    before.tiles += other < own ? tiles : 0;
-    all_tiles += tiles;
-  }
-  for (int32_t i = 0; i < mine.tiles; ++i) {
-    store_tile(p.tiles, before.tiles + i,
-               token_tile(own, before.rows, mine.rows, before.tiles, static_cast<int32_t>(p.tile_tokens), i));
-  }
-  if (lane == 0) *p.num_tiles = all_tiles;
-  if (lane < num_routes) store_slot(p, lane, slot);
+}
+
+// Both: slots by the first warp. `ids` in shared memory. All threads of the block call it; ends without a barrier.
+__device__ __forceinline__ void plan_tiny(const PlanRoutes& p, int num_routes) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  if (threadIdx.x < kWarp) plan_few(p, num_routes, lane);
+  offsets_of_few(p, num_routes, lane);
 }
 
 }  // namespace quadrille::kernels::cuda

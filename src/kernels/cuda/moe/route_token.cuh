@@ -143,7 +143,8 @@ struct Token {
 };
 
 // The weights of one token's choices: choice j belongs to lane j % 32, the first 32 in registers, the others (top_k is
-// rarely above 8) where they are stored in the end.
+// rarely above 8) where they are stored in the end. kFew: there are no others.
+template <bool kFew>
 struct Chosen {
   float* weights;
   int64_t count;
@@ -153,7 +154,9 @@ struct Chosen {
   template <typename Step>
   __device__ void each(const Step& step) {
     if (lane < count) own = step(own);
-    for (int64_t j = lane + kRouteLanes; j < count; j += kRouteLanes) weights[j] = step(weights[j]);
+    if constexpr (!kFew) {
+      for (int64_t j = lane + kRouteLanes; j < count; j += kRouteLanes) weights[j] = step(weights[j]);
+    }
   }
   __device__ float sum() {
     float total = 0.0f;
@@ -165,7 +168,8 @@ struct Chosen {
   }
 };
 
-__device__ __forceinline__ void weigh(const DeviceRouteTokens& p, Chosen chosen) {
+template <bool kFew>
+__device__ __forceinline__ void weigh(const DeviceRouteTokens& p, Chosen<kFew> chosen) {
   if (p.scoring == Scoring::kSoftmaxAfterTopK) {
     float maximum = kLowestScore;
     chosen.each([&](float w) {
@@ -283,7 +287,7 @@ __device__ __forceinline__ void route_held_token(const DeviceRouteTokens& p, int
       held.key[i] = held.expert(i, lane) < experts ? keys[held.expert(i, lane)] : kNoKey;
     }
   }
-  Chosen chosen = {p.weights + t * p.top_k, p.top_k, lane, 0.0f};
+  Chosen<false> chosen = {p.weights + t * p.top_k, p.top_k, lane, 0.0f};
   int32_t own = 0;
   for (int64_t j = 0; j < p.top_k; ++j) {
     const int32_t best = held.take(lane).index;
@@ -311,7 +315,7 @@ __device__ __forceinline__ void route_token(const DeviceRouteTokens& p, int64_t 
   token.begin();
   token.keep_groups();
   int32_t* ids = p.ids + t * p.top_k;
-  Chosen chosen = {p.weights + t * p.top_k, p.top_k, lane, 0.0f};
+  Chosen<false> chosen = {p.weights + t * p.top_k, p.top_k, lane, 0.0f};
   int32_t own = 0;
   Ranked last = {kAboveAllKeys, -1};
   for (int64_t j = 0; j < p.top_k; ++j) {
