@@ -207,10 +207,13 @@ Status DeviceDecoder::enqueue_attention(int64_t layer, const StepShape& shape) {
   if (shard_.is_split() && config_.qk_norm == QkNorm::kWholeProjection) {
     QD_TRY_STATUS(gather_whole_rows(shape, &heads));
   }
-  device::before_step("split_heads", stream_);
-  table_.split_heads(heads, stream_);
-
   kernels::DeviceAttention attention;
+  if (joins_steps_ && shape.every_token_alone && observer_ == nullptr) {
+    attention.projection = heads;
+  } else {
+    device::before_step("split_heads", stream_);
+    table_.split_heads(heads, stream_);
+  }
   attention.num_heads = config_.num_heads;
   attention.heads_per_kv = config_.num_heads / config_.num_kv_heads;
   attention.window = config_.layers[static_cast<size_t>(layer)].window;

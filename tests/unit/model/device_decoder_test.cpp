@@ -36,6 +36,7 @@ kernels::DeviceTable decoder_table() {
   };
   table.attention = [](const kernels::DeviceAttention& p, device::Stream s) {
     calls->attentions.push_back(p);
+    if (p.projection.qkv != nullptr) calls->heads.push_back(p.projection);
     record("attention", s, {}, {});
   };
   table.bf16_gemm = [](const kernels::DeviceBf16Gemm& p, device::Stream s) {
@@ -124,14 +125,14 @@ TEST_F(DeviceDecoderTest, ABlockOfAQuantisedModel) {
   const std::vector<std::string> names = record_.names();
   // The attention makes the codes of o's input, a norm those of qkv's; what the experts give is combined where the next
   // norm reads it.
-  const std::vector<std::string> block = {"add_norm", "gemm2",           "split_heads",    "attention",
-                                          "gemm2",    "add_norm",        "route_and_plan", "quantize_tokens",
-                                          "gemm1",    "quantize_listed", "gemm2"};
+  const std::vector<std::string> block = {"add_norm",        "gemm2",          "attention",       "gemm2",
+                                          "add_norm",        "route_and_plan", "quantize_tokens", "gemm1",
+                                          "quantize_listed", "gemm2"};
   std::vector<std::string> expected = {"embed"};
   for (int64_t l = 0; l < config.num_layers; ++l) expected.insert(expected.end(), block.begin(), block.end());
   EXPECT_EQ(names, expected);
   for (const RecordedCall& call : record_.calls) EXPECT_EQ(call.stream, far_memory(5)) << call.name;
-  // q, k and v are one product into one row, whose columns the heads are split from.
+  // q, k and v are one product into one row, whose columns the attention splits heads from.
   EXPECT_EQ(record_.gemms[0].n, config.q_width() + 2 * config.kv_width());
   EXPECT_EQ(record_.gemms[0].out_pitch, record_.gemms[0].n);
   EXPECT_EQ(seen.heads[0].qkv, record_.gemms[0].out);
@@ -273,8 +274,8 @@ TEST_F(DeviceDecoderTest, OfTwoRanks) {
   const std::vector<std::string> sum = {"all_reduce_sum", "round_to_bf16"};
   std::vector<std::string> expected = {"embed"};
   expected.insert(expected.end(), sum.begin(), sum.end());
-  for (const char* name : {"add_norm", "gemm2", "split_heads", "attention", "row_absmax", "all_reduce_max",
-                           "quantize_listed", "gemm2", "all_reduce_sum", "round_to_bf16", "add_norm"}) {
+  for (const char* name : {"add_norm", "gemm2", "attention", "row_absmax", "all_reduce_max", "quantize_listed", "gemm2",
+                           "all_reduce_sum", "round_to_bf16", "add_norm"}) {
     expected.emplace_back(name);
   }
   ASSERT_GE(names.size(), expected.size());
