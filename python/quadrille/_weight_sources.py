@@ -41,8 +41,9 @@ class ExpertCodes(NamedTuple):
 class OwnWeights:
     """Rounds the weights that the model has."""
 
-    def __init__(self, group_size: int) -> None:
+    def __init__(self, group_size: int, quotient: str) -> None:
         self._group_size = group_size
+        self._quotient = quotient
 
     def linear(self, name: str, module: nn.Module, device: torch.device) -> Codes:
         bias = None if module.bias is None else module.bias.detach().float()
@@ -63,13 +64,12 @@ class OwnWeights:
     def _round(self, name: str, weight: Tensor) -> Codes:
         if weight.is_meta:
             raise ValueError(f"{name}: expected weights in memory, found none (offloaded or not loaded)")
-        rows = weight.detach().to(torch.bfloat16).reshape(-1, weight.shape[-1]).contiguous()
-        try:
-            codes, scales = quadrille.quantize(rows, self._group_size)
+        try:  # on the CPU, where the rounding is defined
+            made = quadrille.quantize(weight.detach().cpu(), self._group_size, quotient=self._quotient)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        codes, scales = torch.from_dlpack(codes), torch.from_dlpack(scales)
-        return Codes(codes.view(weight.shape), scales.view(*weight.shape[:-1], -1), "int8")
+        words, scales = (torch.from_dlpack(tensor).to(weight.device) for tensor in made)
+        return Codes(words, scales, "uint4b8")
 
 
 class Checkpoint:

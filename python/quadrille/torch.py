@@ -136,25 +136,23 @@ class MoELayer(_Layer):
 class Linear(_Layer):
     """A linear layer. `layer`: a quadrille.Linear."""
 
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer)
+        # Plain numbers: a compiler's trace does not look into the package's objects.
+        self.in_features: int = layer.in_features
+        self.out_features: int = layer.out_features
+
     @classmethod
     def from_tensors(cls, *args: Any, **options: Any) -> "Linear":
         """Prepares the weights; arguments as quadrille.Linear.from_tensors(), the stream as MoELayer.from_tensors()."""
         return cls(_prepared(quadrille.Linear, args, options))
 
-    @property
-    def in_features(self) -> int:
-        return self.layer.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.layer.out_features
-
     def forward(self, x: Tensor, *, out: Optional[Tensor] = None) -> Tensor:
         """x [..., in_features] bf16 (on the CPU fp32 as well) -> [..., out_features] of its dtype; `out`, stream and
         errors as MoELayer."""
-        shape = (*x.shape[:-1], self.layer.out_features)
+        shape = (*x.shape[:-1], self.out_features)
         if out is None:
-            return _linear(_rows(x), self.layer.out_features, self._number).view(shape)
+            return _linear(_rows(x), self.out_features, self._number).view(shape)
         _linear_out(_rows(x), _out_rows(out, shape), self._number)
         return out
 

@@ -29,11 +29,11 @@ _ROUTED_BLOCKS = ("DeepseekV2MoE", "DeepseekV3MoE", "Glm4MoeMoE")
 
 
 def replace(model: nn.Module, checkpoint: Union[str, os.PathLike, None] = None, *, group_size: int = 128,
-            numerics: str = "exact", skip: Sequence[str] = _SKIP) -> list[str]:
+            quotient: str = "f32", numerics: str = "exact", skip: Sequence[str] = _SKIP) -> list[str]:
     """Replaces the routed experts and the linear layers of `model` in place; returns the names of what it replaced.
 
     Without `checkpoint` the model's own weights (on the CPU or a GPU) are rounded to 4 bits by quadrille.quantize with
-    `group_size` (32, 64, 128; 0: one scale a row); linear layers whose names match a pattern of `skip` stay.
+    its `group_size` and `quotient`; linear layers whose names match a pattern of `skip` stay.
     `checkpoint` is a compressed-tensors W4A8 folder of the same model: the codes come from there, for the linear
     layers that are quantised there; the caller vouches for the other weights.
     numerics: "exact" or "vllm" (docs/numerics.md). Activations have the model's dtype: bf16, or on the CPU fp32, then
@@ -44,7 +44,7 @@ def replace(model: nn.Module, checkpoint: Union[str, os.PathLike, None] = None, 
     """
     sites = _find(model)
     if checkpoint is None:
-        source: Any = OwnWeights(group_size)
+        source: Any = OwnWeights(group_size, quotient)
         kept = [site for site in sites
                 if site.is_experts or not any(fnmatch.fnmatch(site.name, pattern) for pattern in skip)]
     else:
