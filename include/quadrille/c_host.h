@@ -66,6 +66,9 @@ typedef struct qd_host_weights qd_host_weights; /* prepared for the tables of th
  */
 QD_API qd_result qd_host_weights_prepare(const qd_host* host, const qd_weights_desc* desc, int32_t in_place,
                                          qd_host_weights** weights, qd_error* error);
+/* Every error of the call above with in_place set, and nothing made or overwritten: for matrices that are to be
+ * prepared together or not at all. */
+QD_API qd_result qd_host_weights_check_in_place(const qd_weights_desc* desc, qd_error* error);
 QD_API void qd_host_weights_destroy(qd_host_weights* weights);
 /* Memory of codes, scales and biases, wherever it lies. */
 QD_API uint64_t qd_host_weights_bytes(const qd_host_weights* weights);

@@ -56,15 +56,32 @@ def place(threads=None, kernels=None):
     return _places[key]
 
 
-def _weights(name, codes, scales, bias, options, *, num_parts, stacked, where, stream, in_place):
-    tensors = {"codes": _parts(codes), "scales": _parts(scales)}
-    if bias is not None:
-        tensors["biases"] = _parts(bias)
-    if len(tensors["codes"]) not in (1, num_parts):
-        raise ValueError(f"{name}: expected one tensor{' or a pair (gate, up)' if num_parts == 2 else ''}, "
-                         f"found {len(tensors['codes'])}")
-    return _native.prepare_weights(name, tensors, options["source"], options["numerics"], options["group_size"],
-                                   num_parts, stacked, where, stream, in_place)
+class _Matrix:
+    """One matrix of every expert as the caller gave it; prepared by prepare()."""
+
+    def __init__(self, name, codes, scales, bias, options, *, num_parts, stacked):
+        tensors = {"codes": _parts(codes), "scales": _parts(scales)}
+        if bias is not None:
+            tensors["biases"] = _parts(bias)
+        if len(tensors["codes"]) not in (1, num_parts):
+            raise ValueError(f"{name}: expected one tensor{' or a pair (gate, up)' if num_parts == 2 else ''}, "
+                             f"found {len(tensors['codes'])}")
+        self._arguments = (name, tensors, options["source"], options["numerics"], options["group_size"], num_parts,
+                           stacked)
+
+    def check_in_place(self):
+        _native.check_in_place(*self._arguments)
+
+    def prepare(self, where, stream, in_place):
+        return _native.prepare_weights(*self._arguments, where, stream, in_place)
+
+
+def _prepare_all(matrices, where, stream, in_place):
+    """All or, where one is bad, none: what is overwritten in place is checked first."""
+    if in_place:
+        for matrix in matrices.values():
+            matrix.check_in_place()
+    return {name: matrix.prepare(where, stream, in_place) for name, matrix in matrices.items()}
 
 
 def _router_options(router):
@@ -127,20 +144,21 @@ class MoELayer:
                 "alpha": alpha, "limit": limit, "up_offset": up_offset,
                 "rounding": _choose("rounding", rounding, _ROUNDINGS)}
         where = place(threads, kernels)
-        common = {"where": where, "stream": stream, "in_place": in_place}
         parts = 1 if activation == _NOT_GATED else 2
-        weights = {
-            "gate_up": _weights("gate_up", gate_up, gate_up_scales, gate_up_bias, options, num_parts=parts,
-                                stacked=True, **common),
-            "down": _weights("down", down, down_scales, down_bias, options, num_parts=1, stacked=True, **common),
+        matrices = {
+            "gate_up": _Matrix("gate_up", gate_up, gate_up_scales, gate_up_bias, options, num_parts=parts, stacked=True),
+            "down": _Matrix("down", down, down_scales, down_bias, options, num_parts=1, stacked=True),
         }
         if shared is not None:
-            weights.update(_shared_weights(shared, options, parts, common))
+            matrices.update(_shared_matrices(shared, options, parts))
+        weights = _prepare_all(matrices, where, stream, in_place)
+        prepared = list(weights.values())
+        if shared is not None and shared.get("gate") is not None:
+            weights["shared_gate"] = shared["gate"]
         if call["correction_bias"] is not None:
             weights["correction_bias"] = call["correction_bias"]
         call["num_experts"] = weights["gate_up"].num_experts
-        return cls(_native.Layer(weights, call, where, stream),
-                   [w for w in weights.values() if isinstance(w, _native.Weights)])
+        return cls(_native.Layer(weights, call, where, stream), prepared)
 
     def __call__(self, x, router_logits=None, topk_ids=None, topk_weights=None, *, out=None, stream=None,
                  workspace=None):
@@ -195,20 +213,16 @@ class MoELayer:
             weights.synchronize()
 
 
-def _shared_weights(shared, options, parts, common):
+def _shared_matrices(shared, options, parts):
     legal = ("gate_up", "gate_up_scales", "down", "down_scales", "gate")
-    unknown, missing = sorted(set(shared) - set(legal)), sorted(set(legal[:4]) - set(shared))
-    if unknown or missing:
+    if set(shared) - set(legal) or set(legal[:4]) - set(shared):
         raise TypeError(f"shared: expected keys of {', '.join(legal)}, found {', '.join(sorted(shared))}")
-    made = {
-        "shared_gate_up": _weights("shared['gate_up']", shared["gate_up"], shared["gate_up_scales"], None, options,
-                                   num_parts=parts, stacked=False, **common),
-        "shared_down": _weights("shared['down']", shared["down"], shared["down_scales"], None, options, num_parts=1,
-                                stacked=False, **common),
+    return {
+        "shared_gate_up": _Matrix("shared['gate_up']", shared["gate_up"], shared["gate_up_scales"], None, options,
+                                  num_parts=parts, stacked=False),
+        "shared_down": _Matrix("shared['down']", shared["down"], shared["down_scales"], None, options, num_parts=1,
+                               stacked=False),
     }
-    if shared.get("gate") is not None:
-        made["shared_gate"] = shared["gate"]
-    return made
 
 
 class Linear:
@@ -227,8 +241,8 @@ class Linear:
                    "group_size": _group_size(group_size)}
         rounding = _choose("rounding", rounding, _ROUNDINGS)
         where = place(threads, kernels)
-        weights = _weights("weight", weight, scales, bias, options, num_parts=1, stacked=False, where=where,
-                           stream=stream, in_place=in_place)
+        matrix = _Matrix("weight", weight, scales, bias, options, num_parts=1, stacked=False)
+        weights = _prepare_all({"weight": matrix}, where, stream, in_place)["weight"]
         return cls(_native.Linear(weights, rounding, where), weights)
 
     def __call__(self, x, *, out=None, stream=None, workspace=None):

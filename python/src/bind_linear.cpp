@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One linear layer over prepared weights of one matrix, as bind_layer.cpp does it for many.
+#include <nanobind/stl/string.h>
+
 #include "bindings.h"
 #include "call_arguments.h"
 #include "raise_error.h"

@@ -52,10 +52,8 @@ Tensor prepare(const std::string& name, nb::dict tensors, int32_t source, int32_
   const WeightSources sources =
       read_weight_sources(name, tensors, source, numerics, group_size, num_parts, stacked, kLegacyStream);
   sources.codes[0].expect_device(kHost, "preparation to bytes runs");
-  const auto codes = sources.code_pointers(), scales = sources.scale_pointers();
-  qd_weights_desc desc = desc_of(sources);
-  desc.codes = codes.data();
-  desc.scales = scales.data();
+  const Description description(sources);
+  const qd_weights_desc& desc = description.desc;
   uint64_t bytes = 0;
   without_lock([&](qd_error* error) { return qd_host_prepared_bytes(&desc, layout, &bytes, error); });
   Tensor made = Tensor::on_host(ElementType::kU8, {static_cast<int64_t>(bytes)});

@@ -90,6 +90,15 @@ void expect_same_count(const std::vector<TensorArgument>& codes, const std::vect
 
 }  // namespace
 
+void check_may_be_in_place(const WeightSources& sources) {
+  if (sources.where.type != dlpack::kCpu) {
+    throw nb::value_error(
+        "in_place: expected tensors on the cpu: on a GPU codes and scales are interleaved in memory of "
+        "their own");
+  }
+  for (const TensorArgument& tensor : sources.codes) tensor.expect_writable();
+}
+
 Place::Place(int32_t threads, const std::string& kernels) {
   qd_error error;
   raise_error(qd_host_create(threads, kernels.c_str(), &host_, &error), error);
@@ -135,8 +144,8 @@ WeightSources read_weight_sources(const std::string& name, nb::dict tensors, int
   return sources;
 }
 
-qd_weights_desc desc_of(const WeightSources& sources) {
-  qd_weights_desc desc;
+Description::Description(const WeightSources& sources)
+    : codes_(sources.code_pointers()), scales_(sources.scale_pointers()), biases_(sources.bias_pointers()) {
   qd_weights_desc_init(&desc);
   desc.source = sources.source;
   desc.numerics = sources.numerics;
@@ -146,30 +155,21 @@ qd_weights_desc desc_of(const WeightSources& sources) {
   desc.k = sources.k;
   desc.group_size = sources.group_size;
   desc.on_host = sources.where.type == dlpack::kCpu ? 1 : 0;
-  return desc;
+  desc.codes = codes_.data();
+  desc.scales = scales_.data();
+  desc.bias = biases_.empty() ? nullptr : biases_.data();
 }
 
 Weights::Weights(WeightSources sources, const Place* place, uintptr_t stream, bool in_place)
     : where_(sources.where), num_experts_(sources.num_experts), n_(sources.part_n * sources.num_parts), k_(sources.k) {
-  const auto codes = sources.code_pointers(), scales = sources.scale_pointers(), biases = sources.bias_pointers();
-  qd_weights_desc desc = desc_of(sources);
-  desc.codes = codes.data();
-  desc.scales = scales.data();
-  desc.bias = biases.empty() ? nullptr : biases.data();
-  if (in_place && on_gpu()) {
-    throw nb::value_error(
-        "in_place: expected tensors on the cpu: on a GPU codes and scales are interleaved in memory "
-        "of their own");
-  }
-  if (in_place) {
-    for (const TensorArgument& tensor : sources.codes) tensor.expect_writable();
-  }
+  const Description description(sources);
+  if (in_place) check_may_be_in_place(sources);
   if (!on_gpu()) {
     if (place == nullptr) throw nb::value_error("place: expected one for tensors on the cpu, found None");
-    prepare_on_host(desc, *place, in_place);
+    prepare_on_host(description.desc, *place, in_place);
   } else {
     release_sources();
-    prepare_on_gpu(desc, stream);
+    prepare_on_gpu(description.desc, stream);
     pending().push_back(this);
   }
   if (!on_gpu() && !in_place) return;
@@ -275,6 +275,19 @@ void bind_weights(nb::module_& module) {
       .def_prop_ro("nbytes", &Weights::num_bytes)
       .def("prepared", &Weights::prepared)
       .def("synchronize", &Weights::synchronize);
+  module.def(
+      "check_in_place",
+      [](const std::string& name, nb::dict tensors, int32_t source, int32_t numerics, int64_t group_size,
+         int64_t num_parts, bool stacked) {
+        const auto sources = python::read_weight_sources(name, tensors, source, numerics, group_size, num_parts,
+                                                         stacked, python::kLegacyStream);
+        python::check_may_be_in_place(sources);
+        const python::Description description(sources);
+        qd_error error;
+        python::raise_error(qd_host_weights_check_in_place(&description.desc, &error), error);
+      },
+      nb::arg("name"), nb::arg("tensors"), nb::arg("source"), nb::arg("numerics"), nb::arg("group_size"),
+      nb::arg("num_parts"), nb::arg("stacked"));
   module.def(
       "prepare_weights",
       [](const std::string& name, nb::dict tensors, int32_t source, int32_t numerics, int64_t group_size,

@@ -49,7 +49,20 @@ struct WeightSources {
 // where `stacked`, else 2. Errors begin with `name`.
 WeightSources read_weight_sources(const std::string& name, nanobind::dict tensors, int32_t source, int32_t numerics,
                                   int64_t group_size, int64_t num_parts, bool stacked, uintptr_t stream);
-qd_weights_desc desc_of(const WeightSources& sources);
+// ValueError for codes that cannot be overwritten: on a GPU, read-only.
+void check_may_be_in_place(const WeightSources& sources);
+
+// The same for the C functions; valid as long as this and the sources live.
+class Description {
+ public:
+  explicit Description(const WeightSources& sources);
+  Description(const Description&) = delete;
+  Description& operator=(const Description&) = delete;
+  qd_weights_desc desc;
+
+ private:
+  std::vector<const void*> codes_, scales_, biases_;
+};
 
 class Weights {
  public:

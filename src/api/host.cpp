@@ -239,6 +239,14 @@ qd_result qd_host_weights_prepare(const qd_host* host, const qd_weights_desc* de
   });
 }
 
+qd_result qd_host_weights_check_in_place(const qd_weights_desc* desc, qd_error* error) {
+  return guarded(error, [&]() -> Status {
+    QD_TRY_STATUS(quadrille::api::check_host_desc(desc));
+    QD_TRY_STATUS(quadrille::api::check_in_place(*desc));
+    return quadrille::api::check_scales(*desc);
+  });
+}
+
 void qd_host_weights_destroy(qd_host_weights* weights) {
   delete weights;
 }
