@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/cuda/rowwise/e4m3_pack.cuh"
 #include "kernels/cuda/rowwise/quotient.h"
 #include "numerics/bf16.h"
@@ -26,7 +27,7 @@ __device__ __forceinline__ uint4 pack(const float (&x)[8]) {
   uint32_t word[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    word[i] = numerics::bf16_from_f32(x[2 * i]) | static_cast<uint32_t>(numerics::bf16_from_f32(x[2 * i + 1])) << 16;
+    word[i] = ptx::bf16_pair(x[2 * i], x[2 * i + 1]);
   }
   return make_uint4(word[0], word[1], word[2], word[3]);
 }

@@ -71,11 +71,24 @@ __device__ __forceinline__ uint4 sum_of(const uint4& a, const uint4& b) {
   return pack(x);
 }
 
-// The lane's chain of squares over a row of bf16.
+// The lane's chain of squares over a row of bf16. Short code: whatever runs once is fetched before it runs.
 __device__ __forceinline__ float squares_of_lane(const uint16_t* row, int width, int lane) {
+  constexpr int kBatch = 32;
   float sum = 0.0f;
-#pragma unroll 32
-  for (int i = lane; i < width; i += kNormLanes) {
+  int i = lane;
+#pragma unroll 1
+  for (; i + (kBatch - 1) * kNormLanes < width; i += kBatch * kNormLanes) {
+    uint16_t code[kBatch];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) code[j] = row[i + j * kNormLanes];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const float x = numerics::bf16_to_f32(code[j]);
+      sum = __builtin_fmaf(x, x, sum);
+    }
+  }
+#pragma unroll 1
+  for (; i < width; i += kNormLanes) {
     const float x = numerics::bf16_to_f32(row[i]);
     sum = __builtin_fmaf(x, x, sum);
   }
@@ -87,12 +100,16 @@ __device__ __forceinline__ float normalised(uint4& v, const uint4& weight, float
   float x[8], w[8];
   unpack(v, x);
   unpack(weight, w);
+  // numerics::rms_norm_value(), two values a conversion.
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    x[j] = numerics::rms_norm_value(x[j], scale, w[j], true);
-    absmax = numerics::absmax_step(absmax, x[j]);
-  }
+  for (int j = 0; j < 8; ++j) x[j] = x[j] * scale;
+  unpack(pack(x), x);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) x[j] = x[j] * w[j];
   v = pack(x);
+  unpack(v, x);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) absmax = numerics::absmax_step(absmax, x[j]);
   return absmax;
 }
 

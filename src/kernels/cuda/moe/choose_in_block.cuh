@@ -30,82 +30,123 @@ class BlockChoice {
         memory_(memory),
         experts_(static_cast<int>(p.num_experts)),
         warps_((experts_ + kRouteLanes - 1) / kRouteLanes),
-        threads_(threads),
-        own_(static_cast<int>(threadIdx.x)) {}
+        own_(static_cast<int>(threadIdx.x)),
+        lane_(own_ % kRouteLanes) {
+    // Without divisions, which take some 150 clocks.
+    for (int used = warps_; used <= min(threads, kMostChoosers) / kRouteLanes; used += warps_) ++most_;
+    const int num_tokens = static_cast<int>(p.num_tokens);
+    most_ = min(most_, num_tokens);
+    const int warps = most_ * warps_;
+    log_parts_ = threads >= 4 * warps * kRouteLanes ? 2 : threads >= 2 * warps * kRouteLanes ? 1 : 0;
+  }
 
   __device__ __forceinline__ void run() {
-    const int padded = warps_ * kRouteLanes, most = min(threads_, kMostChoosers) / padded;
-    for (int first = 0; first < p_.num_tokens; first += most) {
+#pragma unroll 1
+    for (int first = 0; first < p_.num_tokens; first += most_) {
       if (first > 0) __syncthreads();  // the keys of the tokens before have been read
-      const int tokens = min(most, static_cast<int>(p_.num_tokens) - first);
-      const int token = own_ / padded, expert = own_ % padded;
-      const bool is_there = token < tokens && expert < experts_;
-      make_key(token < tokens ? token : -1, first + token, expert, is_there);
+      const int tokens = min(most_, static_cast<int>(p_.num_tokens) - first);
+      make_key(first, place_of(own_ / kRouteLanes, tokens));
       __syncthreads();  // all keys and scores stand
-      rank(tokens, first, padded);
+      rank(first, tokens);
     }
   }
 
  private:
+  // The token that a warp has, -1: none, and the first of its experts.
+  struct Place {
+    int token, first_expert;
+  };
+  __device__ __forceinline__ Place place_of(int warp, int tokens) const {
+    Place place = {0, warp};
+#pragma unroll 1
+    for (; place.first_expert >= warps_; place.first_expert -= warps_) ++place.token;
+    if (place.token >= tokens) place.token = -1;
+    place.first_expert *= kRouteLanes;
+    return place;
+  }
+
   // Slots of `key` and `score` are those of the threads.
-  __device__ __forceinline__ void make_key(int token, int row, int expert, bool is_there) {
-    const int lane = own_ % kRouteLanes;
+  __device__ __forceinline__ void make_key(int first, Place place) {
+    const int expert = place.first_expert + lane_;
+    const bool is_there = place.token >= 0 && expert < experts_;
     float value = kLowestScore, bias = 0.0f;
     if (is_there) {
-      value = __ldcg(p_.logits + int64_t{row} * experts_ + expert);
+      value = __ldcg(p_.logits + (first + place.token) * experts_ + expert);
       if (p_.correction_bias != nullptr) bias = __ldg(p_.correction_bias + expert);
     }
     if (p_.scoring == Scoring::kSoftmaxBeforeTopK) {
-      const uint32_t best = __reduce_max_sync(kWholeWarp, order_key(value));
-      if (token >= 0 && lane == 0) memory_.best[own_ / kRouteLanes] = best;
-      __syncthreads();  // the best of each warp stands
-      uint32_t of_token = kLowestKey;
-      for (int w = 0; token >= 0 && w < warps_; ++w) of_token = max(of_token, memory_.best[token * warps_ + w]);
-      value = numerics::exp_f32(value - score_of_key(of_token));
-      if (token >= 0) memory_.score[own_] = value;
-      __syncthreads();  // all powers stand
-      float sum = 0.0f;
-      for (int e = lane; token >= 0 && e < experts_; e += kRouteLanes) {
-        sum = sum + memory_.score[token * warps_ * kRouteLanes + e];
-      }
-      value = value / warp_tree_sum(sum);
-      __syncthreads();  // all powers have been read
+      value = softmax(value, place);
     } else if (p_.scoring == Scoring::kSigmoid) {
       value = numerics::sigmoid(value);
     }
-    if (token < 0) return;
+    if (place.token < 0) return;
     memory_.score[own_] = value;
     memory_.key[own_] = is_there ? order_key(p_.correction_bias != nullptr ? value + bias : value) : kNoKey;
   }
+  __device__ __forceinline__ float softmax(float value, Place place) {
+    const uint32_t best = __reduce_max_sync(kWholeWarp, order_key(value));
+    if (place.token >= 0 && lane_ == 0) memory_.best[own_ / kRouteLanes] = best;
+    __syncthreads();  // the best of each warp stands
+    const bool has_token = place.token >= 0;
+    const int first_warp = has_token ? own_ / kRouteLanes - place.first_expert / kRouteLanes : 0;
+    uint32_t of_token = kLowestKey;
+    if (lane_ < warps_) of_token = max(of_token, memory_.best[first_warp + lane_]);
+    of_token = __reduce_max_sync(kWholeWarp, of_token);
+    const float power = numerics::exp_f32(value - score_of_key(of_token));
+    if (has_token) memory_.score[own_] = power;
+    __syncthreads();  // all powers stand
+    const float* const powers = memory_.score + first_warp * kRouteLanes;
+    float sum = 0.0f;
+#pragma unroll 1
+    for (int e = lane_; e < experts_; e += kRouteLanes) sum = sum + powers[e];
+    sum = warp_tree_sum(sum);
+    __syncthreads();  // all powers have been read
+    return power / sum;
+  }
 
   // How many come before an expert, counted by up to four threads, is its place.
-  __device__ __forceinline__ void rank(int tokens, int first, int padded) {
-    const int pairs = tokens * padded;
-    const int parts = threads_ >= 4 * pairs ? 4 : threads_ >= 2 * pairs ? 2 : 1;
-    const int pair = own_ / parts, part = own_ % parts;
-    if (pair >= pairs) return;  // whole warps
-    const int token = pair / padded, expert = pair % padded;
+  __device__ __forceinline__ void rank(int first, int tokens) {
+    const int pair = own_ >> log_parts_, part = own_ & ((1 << log_parts_) - 1);
+    const Place place = place_of(pair / kRouteLanes, tokens);
+    if (place.token < 0) return;  // whole warps
+    const int expert = place.first_expert + pair % kRouteLanes;
     const uint32_t key = memory_.key[pair];
-    const auto* keys = reinterpret_cast<const uint4*>(memory_.key + token * padded);
-    const int own_vector = expert / 4;
+    const uint32_t* const own_keys = memory_.key + pair - expert;
+    const auto* const keys = reinterpret_cast<const uint4*>(own_keys);
+    const int own_vector = expert / 4, vectors = warps_ * kRouteLanes / 4;
+    constexpr int kAtOnce = 4;
     int before = 0;
-#pragma unroll 4
-    for (int v = part; v < padded / 4; v += parts) {
-      const uint4 k = keys[v];
-      const uint32_t least = key + (v < own_vector ? 0 : 1);
-      before += (k.x >= least) + (k.y >= least) + (k.z >= least) + (k.w >= least);
+#pragma unroll 1
+    for (int v = part; v < vectors; v += kAtOnce << log_parts_) {
+      uint4 k[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int at = v + (j << log_parts_);
+        k[j] = at < vectors ? keys[at] : make_uint4(0, 0, 0, 0);
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const uint32_t least = v + (j << log_parts_) < own_vector ? key : key + 1;
+        before += (k[j].x >= least) + (k[j].y >= least) + (k[j].z >= least) + (k[j].w >= least);
+      }
     }
-    for (int e = own_vector * 4; part == 0 && e < expert; ++e) before += memory_.key[token * padded + e] == key;
-    for (int distance = 1; distance < parts; distance *= 2) before += __shfl_xor_sync(kWholeWarp, before, distance);
-    if (part != 0 || before >= p_.top_k || expert >= experts_) return;
-    const int place = (first + token) * static_cast<int>(p_.top_k) + before;
-    memory_.id[place] = expert;
-    memory_.chosen[place] = memory_.score[pair];
+#pragma unroll 1
+    for (int e = own_vector * 4; part == 0 && e < expert; ++e) before += own_keys[e] == key;
+#pragma unroll 1
+    for (int distance = 1; distance >> log_parts_ == 0; distance *= 2) {
+      before += __shfl_xor_sync(kWholeWarp, before, distance);
+    }
+    const int top_k = static_cast<int>(p_.top_k);
+    if (part != 0 || before >= top_k || expert >= experts_) return;
+    memory_.id[(first + place.token) * top_k + before] = expert;
+    memory_.chosen[(first + place.token) * top_k + before] = memory_.score[pair];
   }
 
   const DeviceRouteTokens& p_;
   ChoiceMemory& memory_;
-  int experts_, warps_, threads_, own_;
+  int experts_, warps_, own_, lane_;
+  int most_ = 0;       // tokens at once
+  int log_parts_ = 0;  // of the threads that count for an expert
 };
 
 // Behind a barrier, one warp a token: the weights of its choices, and its ids, to where `p` wants them.

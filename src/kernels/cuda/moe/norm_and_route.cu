@@ -48,6 +48,7 @@ __device__ __forceinline__ void fetch_weights(const DeviceNormAndRoute& p, int f
   ptx::fence_barrier_init();
   ptx::barrier_expect(barrier, bytes * static_cast<uint32_t>(experts + 1));
   ptx::bulk_copy(ptx::shared_address(norm_weight), p.norm.weight, bytes, barrier);
+#pragma unroll 1
   for (int e = 0; e < experts; ++e) {
     ptx::bulk_copy(ptx::shared_address(expert_rows + e * row_pitch(k)),
                    p.route.logits.weight + static_cast<int64_t>(first_expert + e) * k, bytes, barrier);
@@ -60,7 +61,9 @@ __device__ __forceinline__ void make_rows(const DeviceAddNorm& p, bool writes, u
   const int tokens = static_cast<int>(p.num_rows), k = static_cast<int>(p.width), vectors = k / kVectorColumns;
   const int own = static_cast<int>(threadIdx.x), warp = own / kWarp;
   const auto vector_of = [&](int t, int i) { return reinterpret_cast<uint4*>(rows + t * row_pitch(k)) + i; };
+#pragma unroll 1
   for (int t = 0; t < tokens; ++t) {
+#pragma unroll 1
     for (int i = own; i < vectors; i += kThreads) {
       uint4 x = vector_at(p.x, t, k, i);
       if (p.update != nullptr) x = sum_of(x, vector_at(p.update, t, k, i));
@@ -76,9 +79,11 @@ __device__ __forceinline__ void make_rows(const DeviceAddNorm& p, bool writes, u
   }
   __syncthreads();                      // the scales stand
   ptx::barrier_wait(weights_stand, 0);  // pairs with fetch_weights()
+#pragma unroll 1
   for (int t = 0; t < tokens; ++t) {
     const float scale = memory.scale[t];
     float absmax = 0.0f;
+#pragma unroll 1
     for (int i = own; i < vectors; i += kThreads) {
       uint4 x = *vector_of(t, i);
       absmax = normalised(x, reinterpret_cast<const uint4*>(norm_weight)[i], scale, absmax);
@@ -90,6 +95,7 @@ __device__ __forceinline__ void make_rows(const DeviceAddNorm& p, bool writes, u
     if (own == 0) p.act_scale[t] = act_scale;
     const Divisor divisor = divisor_of(act_scale);
     uint2* const codes = reinterpret_cast<uint2*>(p.act + t * p.act_pitch);
+#pragma unroll 1
     for (int i = own; i < p.act_pitch / kVectorColumns; i += kThreads) {
       float x[8] = {};
       if (i < vectors) unpack(*vector_of(t, i), x);
@@ -104,12 +110,26 @@ __device__ __forceinline__ float dot_of_half(const uint16_t* x, const uint16_t* 
   const uint32_t* const x_words = reinterpret_cast<const uint32_t*>(x);
   const uint32_t* const w_words = reinterpret_cast<const uint32_t*>(w);
   float low = 0.0f, high = 0.0f;
-#pragma unroll 16
-  for (int i = lane % kHalf; i < k / 2; i += kHalf) {
-    const uint32_t of_x = x_words[i], of_w = w_words[i];
+  const auto step = [&](uint32_t of_x, uint32_t of_w) {
     low = __builtin_fmaf(numerics::float_of(of_x << 16), numerics::float_of(of_w << 16), low);
     high = __builtin_fmaf(numerics::float_of(of_x & 0xffff0000u), numerics::float_of(of_w & 0xffff0000u), high);
+  };
+  constexpr int kBatch = 16;
+  int i = lane % kHalf;
+#pragma unroll 1
+  for (; i + (kBatch - 1) * kHalf < k / 2; i += kBatch * kHalf) {
+    uint32_t of_x[kBatch], of_w[kBatch];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      of_x[j] = x_words[i + j * kHalf];
+      of_w[j] = w_words[i + j * kHalf];
+    }
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) step(of_x[j], of_w[j]);
   }
+#pragma unroll 1
+  for (; i < k / 2; i += kHalf) step(x_words[i], w_words[i]);
+#pragma unroll
   for (int distance = kHalf / 2; distance > 0; distance /= 2) {  // lanes of the sum 16, 8, 4, 2 apart
     low = low + __shfl_xor_sync(kWholeWarp, low, distance);
     high = high + __shfl_xor_sync(kWholeWarp, high, distance);

@@ -106,6 +106,9 @@ __device__ __forceinline__ void plan_small(const PlanRoutes& p, int64_t num_rout
   }
 }
 
+// A divisor of a warp: lanes behind the last route have no expert.
+inline constexpr int kRoutesAtOnce = 8;
+
 // One warp: slots and tiles of at most 32 routes, a route a lane, who counts the others. The offsets are not written.
 __device__ __forceinline__ void plan_few(const PlanRoutes& p, int num_routes, int lane) {
   const int32_t id = lane < num_routes ? p.ids[lane] : -1;
@@ -118,13 +121,18 @@ __device__ __forceinline__ void plan_few(const PlanRoutes& p, int num_routes, in
   const int32_t own_tiles = own >= 0 && lower == 0 ? tiles_of_rows(rows, tile_tokens) : 0;
   RowsTiles before = {0, 0};
   int32_t all_tiles = 0;
-#pragma unroll 8
-  for (int r = 0; r < num_routes; ++r) {
-    const int32_t other = __shfl_sync(kAllLanes, own, r), tiles = __shfl_sync(kAllLanes, own_tiles, r);
-    before.rows += other >= 0 && other < own ? 1 : 0;
-    before.tiles += other < own ? tiles : 0;
-    all_tiles += tiles;
+#pragma unroll 1
+  for (int first = 0; first < num_routes; first += kRoutesAtOnce) {
+#pragma unroll
+    for (int j = 0; j < kRoutesAtOnce; ++j) {
+      const int32_t other = __shfl_sync(kAllLanes, own, first + j),
+                    tiles = __shfl_sync(kAllLanes, own_tiles, first + j);
+      before.rows += other >= 0 && other < own ? 1 : 0;
+      before.tiles += other < own ? tiles : 0;
+      all_tiles += tiles;
+    }
   }
+#pragma unroll 1
   for (int32_t i = 0; i < own_tiles; ++i) {
     store_tile(p.tiles, before.tiles + i, token_tile(own, before.rows, rows, before.tiles, tile_tokens, i));
   }
@@ -136,13 +144,17 @@ __device__ __forceinline__ void plan_few(const PlanRoutes& p, int num_routes, in
 __device__ __forceinline__ void offsets_of_few(const PlanRoutes& p, int num_routes, int lane) {
   const int32_t id = lane < num_routes ? p.ids[lane] : -1;
   const int32_t own = local_expert(id, p.expert_map, p.map_size, p.num_experts).expert;
+#pragma unroll 1
   for (int32_t first = 0; first <= p.num_experts; first += static_cast<int32_t>(blockDim.x)) {
     const int32_t e = first + static_cast<int32_t>(threadIdx.x);
     int32_t before = 0;
-#pragma unroll 8
-    for (int r = 0; r < num_routes; ++r) {
-      const int32_t other = __shfl_sync(kAllLanes, own, r);
-      before += other >= 0 && other < e ? 1 : 0;
+#pragma unroll 1
+    for (int route = 0; route < num_routes; route += kRoutesAtOnce) {
+#pragma unroll
+      for (int j = 0; j < kRoutesAtOnce; ++j) {
+        const int32_t other = __shfl_sync(kAllLanes, own, route + j);
+        before += other >= 0 && other < e ? 1 : 0;
+      }
     }
     if (e <= p.num_experts) p.offsets[e] = before;
   }
