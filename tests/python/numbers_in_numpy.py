@@ -77,7 +77,7 @@ def dequantised(words, scales, group_size):
     return codes * np.repeat(values, group_size or k, axis=-1)[..., :k]
 
 
-_DTYPES = {"F32": np.float32, "I32": np.int32, "BF16": np.uint16}
+_DTYPES = {"F32": np.float32, "I32": np.int32, "BF16": np.uint16, "U8": np.uint8, "I8": np.int8}
 
 
 def write_safetensors(path, tensors):

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversions of scales and words for tensors of rank 1 to 4, contiguous or not, against their definitions in numpy."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
-from numbers_in_numpy import from_bf16, from_e4m3, pack, to_bf16, to_e4m3, unpack
+from numbers_in_numpy import from_bf16, from_e4m3, pack, read_safetensors, to_bf16, to_e4m3, unpack
 
 from quadrille import scales, words
 
@@ -106,6 +109,26 @@ def test_reorder_moves_words_and_loses_none():
     assert (found != packed).any()
     with pytest.raises(NotImplementedError, match="16"):
         words.reorder(packed[:, :8])
+
+
+@pytest.mark.parametrize("name", ["a_rank2_g128", "b_rank3_g128", "c_rank3_g32", "d_rank2_g64_spread",
+                                  "e_rank2_channel"])
+def test_every_step_is_that_of_the_other_engine(name):
+    folder = Path(os.environ.get("QUADRILLE_GOLDEN", "")) / "prepare_vllm"
+    if "QUADRILLE_GOLDEN" not in os.environ or not folder.is_dir():
+        pytest.skip("needs the golden folder: set QUADRILLE_GOLDEN to it")
+    golden = read_safetensors(folder / f"{name}.safetensors")
+    k, groups = golden["codes"].shape[-1], golden["weight_scale"].shape[-1]
+    found = scales.split(golden["weight_scale"])
+    np.testing.assert_array_equal(found.channel_scale.numpy()[..., None], golden["channel_scale"])
+    np.testing.assert_array_equal(found.channel_scale8.numpy()[..., None], golden["channel_scale8"])
+    np.testing.assert_array_equal(found.group_scale.numpy(), golden["group_scale_e4m3"])
+    np.testing.assert_array_equal(found.group_scale8.numpy(), golden["group_scale8_e4m3"])
+    np.testing.assert_array_equal(scales.tables(found.group_scale8).numpy(), golden["lut"])
+    signed = words.flip_sign(golden["weight_packed"])
+    np.testing.assert_array_equal(signed.numpy(), golden["nibbles_int4"])
+    np.testing.assert_array_equal(words.unified(signed).numpy(), golden["nibbles_unified"])
+    np.testing.assert_array_equal(words.to_e4m3(signed, found.group_scale8, k // groups).numpy(), golden["w_mn"])
 
 
 @pytest.mark.parametrize("call, error, text", [
