@@ -11,6 +11,7 @@
 #include "kernels/cuda/ptx/barrier.cuh"
 #include "kernels/cuda/ptx/bulk_copy.cuh"
 #include "kernels/cuda/ptx/chain.cuh"
+#include "kernels/cuda/ptx/mma.cuh"
 
 namespace quadrille::kernels::cuda {
 namespace {
@@ -29,9 +30,9 @@ constexpr int experts_of(int64_t tokens) {
 }
 static_assert(kMostTokens < kWarps && experts_of(1) <= 2 * kWarps && kMostTokens * experts_of(2) <= 2 * kWarps);
 
-// The experts' rows, those of the tokens, the weight of the norm.
+// The experts' rows, those of the tokens, their updates, the weight of the norm.
 constexpr int64_t stage_bytes(int64_t k, int64_t tokens) {
-  return 2 * ((experts_of(tokens) + tokens) * row_pitch(static_cast<int>(k)) + k);
+  return 2 * ((experts_of(tokens) + 2 * tokens) * row_pitch(static_cast<int>(k)) + k);
 }
 
 struct NormMemory {
@@ -55,21 +56,36 @@ __device__ __forceinline__ void fetch_weights(const DeviceNormAndRoute& p, int f
   }
 }
 
-// The tokens' sums, then their norms, in shared memory; `writes`: to global memory as well.
-__device__ __forceinline__ void make_rows(const DeviceAddNorm& p, bool writes, uint16_t* rows,
+// The tokens' sums, then their norms, in shared memory (`updates`: as much room); `writes`: to global memory as well.
+__device__ __forceinline__ void make_rows(const DeviceAddNorm& p, bool writes, uint16_t* rows, uint16_t* updates,
                                           const uint16_t* norm_weight, uint32_t weights_stand, NormMemory& memory) {
   const int tokens = static_cast<int>(p.num_rows), k = static_cast<int>(p.width), vectors = k / kVectorColumns;
   const int own = static_cast<int>(threadIdx.x), warp = own / kWarp;
   const auto vector_of = [&](int t, int i) { return reinterpret_cast<uint4*>(rows + t * row_pitch(k)) + i; };
+  const auto update_of = [&](int t, int i) { return reinterpret_cast<uint4*>(updates + t * row_pitch(k)) + i; };
+  const auto each = [&](const auto& step) {
 #pragma unroll 1
-  for (int t = 0; t < tokens; ++t) {
+    for (int t = 0; t < tokens; ++t) {
 #pragma unroll 1
-    for (int i = own; i < vectors; i += kThreads) {
-      uint4 x = vector_at(p.x, t, k, i);
-      if (p.update != nullptr) x = sum_of(x, vector_at(p.update, t, k, i));
-      *vector_of(t, i) = x;
-      if (writes && p.update != nullptr) reinterpret_cast<uint4*>(p.x_out + int64_t{t} * k)[i] = x;
+      for (int i = own; i < vectors; i += kThreads) step(t, i, int64_t{t} * vectors + i);
     }
+  };
+  const auto fetch = [&](const uint4* to, const uint16_t* from, int64_t place) {
+    ptx::copy16_async(ptx::shared_address(to), reinterpret_cast<const uint4*>(from) + place, true);
+  };
+  // All in flight, whatever their number; each thread goes on with what it has copied itself.
+  each([&](int t, int i, int64_t place) {
+    fetch(vector_of(t, i), p.x, place);
+    if (p.update != nullptr) fetch(update_of(t, i), p.update, place);
+  });
+  ptx::copies_commit();
+  ptx::copies_wait<0>();
+  if (p.update != nullptr) {
+    each([&](int t, int i, int64_t place) {
+      const uint4 x = sum_of(*vector_of(t, i), *update_of(t, i));
+      *vector_of(t, i) = x;
+      if (writes) reinterpret_cast<uint4*>(p.x_out)[place] = x;
+    });
   }
   __syncthreads();  // the sums stand
   if (warp < tokens) {
@@ -152,12 +168,13 @@ __global__ void __launch_bounds__(kThreads, 1) norm_and_route_kernel(const __gri
   const int experts = writes ? 0 : min(most, all - first);
   uint16_t* const w_rows = reinterpret_cast<uint16_t*>(stage);
   uint16_t* const x_rows = w_rows + most * row_pitch(k);
-  uint16_t* const norm_weight = x_rows + tokens * row_pitch(k);
+  uint16_t* const updates = x_rows + tokens * row_pitch(k);
+  uint16_t* const norm_weight = updates + tokens * row_pitch(k);
   const uint32_t barrier = ptx::shared_address(&weights_stand);
   if (threadIdx.x == 0) fetch_weights(p, first, experts, w_rows, norm_weight, barrier);
   ptx::wait_for_predecessor();
   ptx::let_successor_start();
-  make_rows(p.norm, writes, x_rows, norm_weight, barrier, norm);
+  make_rows(p.norm, writes, x_rows, updates, norm_weight, barrier, norm);
   if (writes) return;
   __syncthreads();  // the normed rows stand
   const int half = 2 * warp + lane / 16, expert = half % most, token = half / most;

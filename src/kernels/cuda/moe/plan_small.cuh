@@ -118,7 +118,9 @@ __device__ __forceinline__ void plan_few(const PlanRoutes& p, int num_routes, in
   const unsigned same = __match_any_sync(kAllLanes, own);
   const int32_t lower = lower_lanes(same, lane), rows = __popc(same);
   const auto tile_tokens = static_cast<int32_t>(p.tile_tokens);
-  const int32_t own_tiles = own >= 0 && lower == 0 ? tiles_of_rows(rows, tile_tokens) : 0;
+  int32_t own_tiles = 0;
+#pragma unroll 1
+  for (int32_t left = own >= 0 && lower == 0 ? rows : 0; left > 0; left -= tile_tokens) ++own_tiles;  // no division
   RowsTiles before = {0, 0};
   int32_t all_tiles = 0;
 #pragma unroll 1
@@ -134,7 +136,9 @@ __device__ __forceinline__ void plan_few(const PlanRoutes& p, int num_routes, in
   }
 #pragma unroll 1
   for (int32_t i = 0; i < own_tiles; ++i) {
-    store_tile(p.tiles, before.tiles + i, token_tile(own, before.rows, rows, before.tiles, tile_tokens, i));
+    const int32_t done = i * tile_tokens;
+    store_tile(p.tiles, before.tiles + i,
+               {own, before.rows + done, min(rows - done, tile_tokens), before.tiles, own_tiles, {0, 0, 0}});
   }
   if (lane == 0) *p.num_tiles = all_tiles;
   if (lane < num_routes) store_slot(p, lane, own >= 0 ? before.rows + lower : -1);
