@@ -37,8 +37,8 @@ def test_layer_on_jax_arrays_is_the_layer_on_numpy_arrays(dtype, rounding):
         return array.view(np.uint16) if array.dtype == jax.numpy.bfloat16 else array
 
     twin = quadrille.MoELayer.from_tensors(*map(plain, weights), **options)
-    expected = np.asarray(twin(plain(x), router_logits=plain(logits)))
-    assert np.array_equal(plain(out).view(np.uint8).ravel(), expected.view(np.uint8).ravel())
+    expected = np.asarray(twin(plain(x), router_logits=plain(logits)))  # bf16 comes as fp32 values
+    assert np.array_equal(np.asarray(out).astype(np.float32), expected) and expected.any()
 
 
 def test_linear_takes_and_gives_jax_arrays():
