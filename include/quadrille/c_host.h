@@ -6,7 +6,8 @@
  *
  * - Every call returns when its work is done. Handles may be used from many threads at once and freed in any order:
  *   each keeps what it was made of.
- * - A process that forks uses a qd_host in the parent alone: its threads do not come along.
+ * - The threads of a qd_host do not come along when a process forks: the child's calls with it, and with what was made
+ *   of it, are QD_INVALID_ARGUMENT. It may free the handles.
  */
 #ifndef QUADRILLE_C_HOST_H
 #define QUADRILLE_C_HOST_H

@@ -4,7 +4,14 @@
 Tensors are of any library that speaks DLPack (torch, numpy, jax, cupy); they are read where they lie. Where a library
 has no bfloat16 (numpy), uint16 arrays hold its bits, and arrays of ml_dtypes.bfloat16 are taken as they are.
 """
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
 from quadrille import _native
+from quadrille.tensors import TensorLike, TensorOrPair
 
 _FORMATS = {"uint4b8": 0, "int4": 1, "int8": 2}
 _NUMERICS = {"exact": 0, "vllm": 1}
@@ -23,7 +30,8 @@ _ROUTER = {
     "weight_on_input": False,
     "correction_bias": None,
 }
-_places = {}
+_places: dict[tuple[int, str], _native.Place] = {}
+os.register_at_fork(after_in_child=_places.clear)  # a child has none of the threads
 
 
 def _choose(name, value, legal):
@@ -48,7 +56,7 @@ def _parts(tensors):
     return list(tensors) if isinstance(tensors, (tuple, list)) else [tensors]
 
 
-def place(threads=None, kernels=None):
+def place(threads: int | None = None, kernels: str | None = None) -> _native.Place:
     """Threads and kernels of the CPU, shared by all that ask for the same."""
     key = (threads or 0, kernels or "")
     if key not in _places:
@@ -108,10 +116,13 @@ class MoELayer:
         self._weights = weights
 
     @classmethod
-    def from_tensors(cls, gate_up, gate_up_scales, down, down_scales, *, group_size, router, format="uint4b8",
-                     numerics="exact", activation="silu", alpha=1.702, limit=7.0, up_offset=1.0, gate_up_bias=None,
-                     down_bias=None, shared=None, rounding="bf16", in_place=False, threads=None, kernels=None,
-                     stream=None):
+    def from_tensors(cls, gate_up: TensorOrPair, gate_up_scales: TensorOrPair, down: TensorLike,
+                     down_scales: TensorLike, *, group_size: int | None, router: Mapping[str, Any], format: str = "uint4b8",
+                     numerics: str = "exact", activation: str = "silu", alpha: float = 1.702, limit: float = 7.0,
+                     up_offset: float = 1.0, gate_up_bias: TensorOrPair | None = None,
+                     down_bias: TensorLike | None = None, shared: Mapping[str, Any] | None = None, rounding: str = "bf16",
+                     in_place: bool = False, threads: int | None = None, kernels: str | None = None,
+                     stream: Any = None) -> MoELayer:
         """Prepares the experts of a layer where their tensors are, on the CPU or on a GPU.
 
         E experts, H hidden, I width, g group size (None: one scale a channel, "groups" is 1).
@@ -160,8 +171,9 @@ class MoELayer:
         call["num_experts"] = weights["gate_up"].num_experts
         return cls(_native.Layer(weights, call, where, stream), prepared)
 
-    def __call__(self, x, router_logits=None, topk_ids=None, topk_weights=None, *, out=None, stream=None,
-                 workspace=None):
+    def __call__(self, x: TensorLike, router_logits: TensorLike | None = None, topk_ids: TensorLike | None = None,
+                 topk_weights: TensorLike | None = None, *, out: Any = None, stream: Any = None,
+                 workspace: TensorLike | None = None) -> Any:
         """out [tokens, H] = the layer's output for x [tokens, H].
 
         x              bfloat16; on the CPU also float32 (rounded to bfloat16 first where the layer rounds)
@@ -179,35 +191,35 @@ class MoELayer:
         return self._native.run(x, router_logits, topk_ids, topk_weights, out, stream, workspace)
 
     @property
-    def device(self):
+    def device(self) -> str:
         """"cpu" or "cuda:N"."""
         return self._native.device
 
     @property
-    def hidden_size(self):
+    def hidden_size(self) -> int:
         """H: columns of x and of the output."""
         return self._native.hidden_size
 
     @property
-    def num_experts(self):
+    def num_experts(self) -> int:
         """E."""
         return self._native.num_experts
 
     @property
-    def top_k(self):
+    def top_k(self) -> int:
         """Experts a token goes to."""
         return self._native.top_k
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes that the prepared weights take."""
         return sum(w.nbytes for w in self._weights)
 
-    def workspace_bytes(self, num_tokens):
+    def workspace_bytes(self, num_tokens: int) -> int:
         """Bytes of scratch memory on the GPU that a call with up to num_tokens tokens takes; 0 on the CPU."""
         return self._native.workspace_bytes(num_tokens)
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         """Waits until the preparation is done; ValueError where a GPU found a scale or a code that is not legal."""
         for weights in self._weights:
             weights.synchronize()
@@ -233,8 +245,10 @@ class Linear:
         self._weights = weights
 
     @classmethod
-    def from_tensors(cls, weight, scales, *, group_size, format="uint4b8", numerics="exact", bias=None, rounding="bf16",
-                     in_place=False, threads=None, kernels=None, stream=None):
+    def from_tensors(cls, weight: TensorLike, scales: TensorLike, *, group_size: int | None, format: str = "uint4b8",
+                     numerics: str = "exact", bias: TensorLike | None = None, rounding: str = "bf16",
+                     in_place: bool = False, threads: int | None = None, kernels: str | None = None,
+                     stream: Any = None) -> Linear:
         """weight [n, k / 8] int32 (format "int8": [n, k] int8), scales [n, ceil(k / group_size)] bfloat16, bias [n]
         float32 or None. The rest is as in MoELayer.from_tensors()."""
         options = {"source": _choose("format", format, _FORMATS), "numerics": _choose("numerics", numerics, _NUMERICS),
@@ -245,34 +259,34 @@ class Linear:
         weights = _prepare_all({"weight": matrix}, where, stream, in_place)["weight"]
         return cls(_native.Linear(weights, rounding, where), weights)
 
-    def __call__(self, x, *, out=None, stream=None, workspace=None):
+    def __call__(self, x: TensorLike, *, out: Any = None, stream: Any = None, workspace: TensorLike | None = None) -> Any:
         """out [rows, n] for x [rows, k]; arguments as of MoELayer.__call__()."""
         return self._native.run(x, out, stream, workspace)
 
     @property
-    def device(self):
+    def device(self) -> str:
         """"cpu" or "cuda:N"."""
         return self._native.device
 
     @property
-    def in_features(self):
+    def in_features(self) -> int:
         """k."""
         return self._native.in_features
 
     @property
-    def out_features(self):
+    def out_features(self) -> int:
         """n."""
         return self._native.out_features
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes that the prepared weights take."""
         return self._weights.nbytes
 
-    def workspace_bytes(self, num_rows):
+    def workspace_bytes(self, num_rows: int) -> int:
         """Bytes of scratch memory on the GPU that a call with up to num_rows rows takes; 0 on the CPU."""
         return self._native.workspace_bytes(num_rows)
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         """Waits until the preparation is done; ValueError where a GPU found a scale or a code that is not legal."""
         self._weights.synchronize()

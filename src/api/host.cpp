@@ -85,7 +85,7 @@ Result<std::shared_ptr<HostWeights>> prepare_weights(HostPlace& place, const qd_
   weights->num_parts = desc.num_parts;
   QD_TRY_STATUS(take_bias(desc, weights.get()));
   for (int64_t e = 0; e < desc.num_experts; ++e) {
-    auto made = prepare::prepare_w4(canonical_parts(desc, e), weights->numerics, &place.pool);
+    auto made = prepare::prepare_w4(canonical_parts(desc, e), weights->numerics, place.pool.get());
     if (!made) return made.error().in(fmt::format("expert {}", e));
     if (in_place) {
       void* home = const_cast<void*>(desc.codes[e * desc.num_parts]);
@@ -106,6 +106,7 @@ Result<std::shared_ptr<HostWeights>> prepare_weights(HostPlace& place, const qd_
 
 Status run_linear(HostPlace& place, const HostWeights& weights, int32_t rounding, int32_t type, const void* x,
                   int64_t num_rows, void* out) {
+  QD_TRY_STATUS(place.check_process());
   QD_TRY_STATUS(check_rounding(rounding));
   QD_TRY_STATUS(check_activation_type(type));
   const moe::W4Linear& linear = weights.linear;
@@ -128,6 +129,13 @@ Status run_linear(HostPlace& place, const HostWeights& weights, int32_t rounding
 }
 
 }  // namespace
+
+Status HostPlace::check_process() const {
+  if (process == ::getpid()) return {};
+  return make_error(ErrorCode::kInvalidArgument,
+                    "host: expected the process that made it, found one that was forked from it, without its threads: "
+                    "make host and layers after the fork");
+}
 
 std::vector<prepare::CanonicalW4> canonical_parts(const qd_weights_desc& desc, int64_t expert) {
   std::vector<prepare::CanonicalW4> parts;
@@ -190,7 +198,7 @@ moe::Execution execution_of(HostPlace& place, const BorrowedScratch& scratch, ke
                             int32_t rounding) {
   moe::Execution execution;
   execution.table = place.table;
-  execution.kernels = {&place.pool, scratch.get()};
+  execution.kernels = {place.pool.get(), scratch.get()};
   execution.numerics = numerics;
   execution.rounding = rounding == QD_ROUND_F32 ? kernels::Rounding::kF32 : kernels::Rounding::kBf16;
   return execution;
@@ -223,7 +231,7 @@ const char* qd_host_kernels(const qd_host* host) {
 }
 
 int32_t qd_host_num_threads(const qd_host* host) {
-  return host == nullptr ? 0 : host->place->pool.num_threads();
+  return host == nullptr ? 0 : host->place->pool->num_threads();
 }
 
 qd_result qd_host_weights_prepare(const qd_host* host, const qd_weights_desc* desc, int32_t in_place,
@@ -232,6 +240,7 @@ qd_result qd_host_weights_prepare(const qd_host* host, const qd_weights_desc* de
     QD_TRY_STATUS(check_given(weights, "weights (where the handle goes)"));
     *weights = nullptr;
     QD_TRY_STATUS(check_given(host, "host"));
+    QD_TRY_STATUS(host->place->check_process());
     QD_TRY_STATUS(quadrille::api::check_host_desc(desc));
     QD_TRY(auto made, quadrille::api::prepare_weights(*host->place, *desc, in_place != 0));
     *weights = new qd_host_weights{std::move(made)};

@@ -3,6 +3,8 @@
 // that a call needs belongs to the call before. Called by host*.cpp.
 #pragma once
 
+#include <unistd.h>
+
 #include <memory>
 #include <mutex>
 #include <string>
@@ -20,10 +22,20 @@ namespace quadrille::api {
 
 // Threads, kernels, and scratch memory that calls borrow: one arena for each call in flight.
 struct HostPlace {
-  HostPlace(int num_threads, const kernels::KernelTable* chosen) : pool(num_threads), table(chosen) {}
+  HostPlace(int num_threads, const kernels::KernelTable* chosen)
+      : pool(std::make_unique<ThreadPool>(num_threads)), table(chosen), process(::getpid()) {}
+  // In a forked process the threads are not there to be joined.
+  ~HostPlace() {
+    if (process != ::getpid()) static_cast<void>(pool.release());
+  }
+  HostPlace(const HostPlace&) = delete;
+  HostPlace& operator=(const HostPlace&) = delete;
+  // kInvalidArgument in a process that was forked from the one that made it.
+  Status check_process() const;
 
-  ThreadPool pool;
+  std::unique_ptr<ThreadPool> pool;
   const kernels::KernelTable* table;
+  pid_t process;
   std::mutex mutex;  // pairs with `idle`
   std::vector<std::unique_ptr<Arena>> idle;
 };

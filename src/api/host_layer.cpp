@@ -99,6 +99,7 @@ Status run(const qd_host_layer& layer, const qd_host_batch* given) {
   QD_TRY_STATUS(check_batch(given));
   const qd_host_batch& batch = *given;
   if (batch.num_tokens == 0) return {};
+  QD_TRY_STATUS(layer.place->check_process());
   const BorrowedScratch scratch(*layer.place);
   const moe::Execution execution = execution_of(*layer.place, scratch, layer.numerics, layer.rounding);
   const int64_t hidden = layer.layer.experts.hidden;

@@ -220,12 +220,13 @@ qd_result qd_host_prepare(const qd_host* host, const qd_weights_desc* desc, int3
   return guarded(error, [&]() -> Status {
     QD_TRY_STATUS(check_given(host, "host"));
     QD_TRY_STATUS(check_given(memory, "memory"));
+    QD_TRY_STATUS(host->place->check_process());
     QD_TRY(const auto plan, quadrille::api::plan_of(desc, layout));
     if (bytes != plan.bytes()) {
       return quadrille::make_error(quadrille::ErrorCode::kInvalidArgument, "memory: expected {} bytes, found {}",
                                    plan.bytes(), bytes);
     }
-    return quadrille::api::write_all(&host->place->pool, *desc, plan, memory);
+    return quadrille::api::write_all(host->place->pool.get(), *desc, plan, memory);
   });
 }
 

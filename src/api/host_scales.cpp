@@ -134,12 +134,13 @@ Status quantize_one(const qd_tensor& weight, const WeightType& type, int64_t row
 }
 
 Status quantize_all(HostPlace& place, const qd_tensor* weight, const QuantizedRows& out) {
+  QD_TRY_STATUS(place.check_process());
   QD_TRY_STATUS(check_tensor(weight, "weight", 1));
   QD_TRY(const WeightType type, weight_type(*weight));
   QD_TRY_STATUS(quantize::check_group_size(last_dimension(*weight), out.group_size));
   QD_TRY_STATUS(check_given(out.codes, "codes"));
   QD_TRY_STATUS(check_given(out.scales, "scales"));
-  return prepare::for_blocks(&place.pool, leading_rows(*weight),
+  return prepare::for_blocks(place.pool.get(), leading_rows(*weight),
                              [&](int64_t row) { return quantize_one(*weight, type, row, out); });
 }
 

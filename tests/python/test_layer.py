@@ -268,3 +268,27 @@ def test_read_only_memory_is_read_and_never_written(case):
         case.layer()(case.x, case.logits, out=case.x)
     with pytest.raises(ValueError, match="gate_up: .*(read-only|readonly)"):
         case.layer(in_place=True)
+
+
+def test_a_forked_process_makes_its_own(child):
+    process = child("""
+import os, numpy as np, quadrille
+codes, scales = quadrille.quantize(np.ones((32, 64), np.float32), 32)
+x = np.ones((2, 64), np.float32)
+make = lambda: quadrille.Linear.from_tensors(codes, scales, group_size=32, threads=2)
+linear = make()
+linear(x)
+if os.fork() == 0:
+    try:
+        linear(x)
+    except ValueError as error:
+        print(error)
+    print(make()(x).numpy()[0, 0] == 64)
+    raise SystemExit(0)
+print(os.wait()[1], linear(x).numpy()[0, 0] == 64)
+""")
+    output, errors = process.communicate(timeout=60)
+    assert errors == ""
+    assert output.splitlines() == [
+        "host: expected the process that made it, found one that was forked from it, without its threads: make host and "
+        "layers after the fork", "True", "0 True"]
