@@ -85,12 +85,13 @@ class Engine::Impl {
     return result;
   }
 
-  void wait_for_update(RequestId id, double seconds) {
+  bool wait_for_update(std::span<const RequestId> ids, double seconds) {
     std::unique_lock lock(mutex_);
-    news_.wait_for(lock, bounded(seconds), [&] {
+    const auto is_new = [&](RequestId id) {
       const auto box = mailboxes_.find(id);
       return box == mailboxes_.end() || has_news(box->second);
-    });
+    };
+    return news_.wait_for(lock, bounded(seconds), [&] { return std::any_of(ids.begin(), ids.end(), is_new); });
   }
 
   void cancel(RequestId id) {
@@ -203,7 +204,10 @@ Result<Update> Engine::poll(RequestId id) {
   return impl_->poll(id);
 }
 void Engine::wait_for_update(RequestId id, double seconds) {
-  impl_->wait_for_update(id, seconds);
+  impl_->wait_for_update({&id, 1}, seconds);
+}
+bool Engine::wait_for_update(std::span<const RequestId> ids, double seconds) {
+  return impl_->wait_for_update(ids, seconds);
 }
 void Engine::cancel(RequestId id) {
   impl_->cancel(id);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 
 #include "engine/metrics.h"
 #include "engine/options.h"
@@ -31,6 +32,8 @@ class Engine {
   Result<Update> poll(RequestId id);
   // Blocks until poll(id) has something new to say or the time is over.
   void wait_for_update(RequestId id, double seconds);
+  // The same for any of several requests. False: the time is over.
+  bool wait_for_update(std::span<const RequestId> ids, double seconds);
   // The request ends with kCancelled at the next step; its pages are free then. Unknown ids are ignored.
   void cancel(RequestId id);
 

@@ -104,7 +104,11 @@ Status check_request(const Request& request, const RequestLimits& limits) {
   QD_TRY_STATUS(check_sampling(request.sampling));
   QD_TRY_STATUS(check_stops(request, limits));
   QD_TRY_STATUS(check_logprobs("logprobs", request.logprobs, limits.vocab_size));
-  return check_logprobs("prompt_logprobs", request.prompt_logprobs, limits.vocab_size);
+  QD_TRY_STATUS(check_logprobs("prompt_logprobs", request.prompt_logprobs, limits.vocab_size));
+  if (request.prompt_logits == nullptr || (request.max_tokens == 0 && request.prompt_logprobs < 0)) return {};
+  return make_error(ErrorCode::kInvalidArgument,
+                    "prompt_logits goes with max_tokens 0 and prompt_logprobs -1, found {} and {}", request.max_tokens,
+                    request.prompt_logprobs);
 }
 
 }  // namespace quadrille::engine

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -35,6 +37,9 @@ struct Request {
   // Log-probabilities are those of the model's own distribution, before penalty, temperature and filters.
   int32_t logprobs = -1;         // -1: none; n >= 0: of the chosen token and of the n best
   int32_t prompt_logprobs = -1;  // the same for the tokens of the prompt (from the second on)
+  // Gets the logits [vocab] after each token of the prompt, in order, on the stepping thread, until the finish is
+  // polled. With max_tokens 0 and without prompt_logprobs alone.
+  std::function<void(std::span<const float> logits)> prompt_logits;
 };
 
 struct TokenLogprob {

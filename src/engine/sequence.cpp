@@ -28,23 +28,32 @@ int64_t Sequence::pending() const {
 
 bool Sequence::wants_logits(int64_t position) const {
   if (position == size() - 1 && request_.max_tokens > 0) return true;
-  return position >= first_unscored() && position + 1 < prompt_size();
+  return position >= scored_ && position < positions_to_score();
+}
+
+int64_t Sequence::positions_to_score() const {
+  if (request_.prompt_logits) return prompt_size();
+  return request_.prompt_logprobs < 0 ? 0 : prompt_size() - 1;
 }
 
 int64_t Sequence::first_unscored() const {
-  const bool complete = request_.prompt_logprobs < 0 || scored_ + 1 >= prompt_size();
-  return complete ? size() : scored_;
+  return scored_ >= positions_to_score() ? size() : scored_;
 }
 
 void Sequence::take_logits(int64_t position, std::span<const float> logits, Sampler& sampler) {
   if (finished()) return;
-  if (position + 1 < prompt_size()) return score_prompt(position, logits);
+  if (position < positions_to_score()) return score_prompt(position, logits);
   QD_CHECK(position == size() - 1, "logits that nobody asked for");
   draw_token(logits, sampler);
 }
 
 void Sequence::score_prompt(int64_t position, std::span<const float> logits) {
   QD_CHECK(position == scored_, "prompt positions are scored in order");
+  if (request_.prompt_logits) {
+    request_.prompt_logits(logits);
+    scored_ += 1;
+    return;
+  }
   const int32_t next = tokens_[static_cast<size_t>(position + 1)];
   auto scored = score_token(logits, next, request_.prompt_logprobs);
   if (!scored) return fail(scored.error().in(fmt::format("after prompt token {}", position)));
@@ -73,7 +82,7 @@ model::SampleRule Sequence::rule() const {
 }
 
 bool Sequence::host_reads(int64_t position) const {
-  const bool is_scored = position + 1 < prompt_size();
+  const bool is_scored = position < positions_to_score();
   return is_scored || request_.logprobs >= 0 || request_.sampling.repetition_penalty != 1;
 }
 

@@ -33,10 +33,10 @@ class Sequence {
   int64_t final_positions() const { return prompt_size() + (request_.max_tokens > 0 ? request_.max_tokens - 1 : 0); }
   bool finished() const { return update.finish != FinishReason::kNone; }
 
-  // Whether the logits after the token at `position` are needed: for a log-probability of the prompt that is not known
-  // yet, or to draw the next token.
+  // Whether the logits after the token at `position` are needed: for the prompt's log-probabilities or logits, where
+  // they are missing, or to draw the next token.
   bool wants_logits(int64_t position) const;
-  // The first position whose log-probability of the prompt is asked for and missing; size() when none is. Positions
+  // The first position of the prompt whose logits are asked for and missing; size() when none is. Positions
   // before it may come out of the prefix cache.
   int64_t first_unscored() const;
   // Takes the logits [vocab] after `position`, in ascending positions: log-probabilities, the next token, its text, the
@@ -72,6 +72,7 @@ class Sequence {
   Update update;               // since the last hand-over to the caller
 
  private:
+  int64_t positions_to_score() const;  // of the prompt, from the first on
   void score_prompt(int64_t position, std::span<const float> logits);
   void draw_token(std::span<const float> logits, Sampler& sampler);
   bool is_stop(int32_t id) const;
@@ -88,7 +89,7 @@ class Sequence {
   std::unique_ptr<TextStream> stream_;
   StopStrings stops_;
   std::vector<TokenOutput> prompt_outputs_;  // of prompt tokens 1, 2, ...; given out when complete
-  int64_t scored_ = 0;                       // positions whose logits are in prompt_outputs_
+  int64_t scored_ = 0;                       // positions whose logits were taken for those, or handed on
   std::vector<int32_t> seen_;                // distinct ids of tokens_, with a repetition penalty
   std::vector<bool> is_seen_;                // by id
 };

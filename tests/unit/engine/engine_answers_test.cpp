@@ -244,5 +244,41 @@ TEST(PromptLogprobs, KeepWithinTheRowsOfAStep) {
   }
 }
 
+// Every row of a prompt, once and in order, though pieces are cut, pages taken away and positions known to the cache.
+TEST(PromptLogits, AreHandedOnOnceAndInOrder) {
+  std::mt19937_64 rng(23);
+  for (const int64_t rows : {1, 7, 1000}) {
+    FakeModel model(kVocab, 8, 1024);
+    Engine engine(model, {.prefix_cache = true, .max_logit_bytes = rows * kVocab * 4}, letter_streams());
+    std::vector<Request> requests;
+    std::vector<std::vector<float>> logits(4);
+    std::vector<RequestId> ids;
+    for (size_t i = 0; i < 8; ++i) {
+      requests.push_back(random_request(rng, 150, 40));
+      if (i % 2 == 0) {
+        requests.back().max_tokens = 0;
+        requests.back().prompt_logprobs = -1;
+        requests.back().prompt_logits = [to = &logits[i / 2]](std::span<const float> row) {
+          to->insert(to->end(), row.begin(), row.end());
+        };
+      }
+      ids.push_back(*engine.submit(requests.back()));
+    }
+    run_to_end(engine);
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const Update update = finished(engine, ids[i]);
+      EXPECT_TRUE(same_answer(update, expected_answer(requests[i]))) << i;
+      if (i % 2 == 1) continue;
+      std::vector<float> expected;
+      for (size_t n = 1; n <= requests[i].prompt.size(); ++n) {
+        const auto row = logits_after(std::span(requests[i].prompt).first(n), kVocab);
+        expected.insert(expected.end(), row.begin(), row.end());
+      }
+      EXPECT_EQ(logits[i / 2], expected) << i;
+    }
+    EXPECT_LE(model.largest_rows, rows + 8);
+  }
+}
+
 }  // namespace
 }  // namespace quadrille::engine

@@ -74,6 +74,9 @@ TEST_F(Surface, RefusesValuesWithoutMeaning) {
   request.prompt_logprobs = kVocab + 1;
   expect_refused(request, ErrorCode::kInvalidArgument, "prompt_logprobs");
   request = simple();
+  request.prompt_logits = [](std::span<const float>) {};
+  expect_refused(request, ErrorCode::kInvalidArgument, "prompt_logits goes with max_tokens 0");
+  request = simple();
   request.stop_strings = {"x"};
   expect_refused(request, ErrorCode::kUnsupported, "tokenizer");
 }
