@@ -46,14 +46,6 @@ std::string check_device(const std::string& text) {
 
 }  // namespace
 
-const char* numerics_name(kernels::Numerics numerics) {
-  return numerics == kernels::Numerics::kVllm ? "vllm" : "exact";
-}
-
-const char* rounding_name(kernels::Rounding rounding) {
-  return rounding == kernels::Rounding::kF32 ? "f32" : "bf16";
-}
-
 void add_numerics_options(CLI::App& app, ModelOptions& options) {
   std::vector<std::string> tables;
   for (const kernels::KernelTable* table : kernels::all_tables()) tables.emplace_back(table->name);

@@ -10,6 +10,7 @@
 #include "core/numa.h"
 #include "engine/request.h"
 #include "kernels/api/problems.h"
+#include "session/names.h"
 
 namespace quadrille::parallel {
 class Communicator;
@@ -65,7 +66,7 @@ struct SamplingOptions {
 // of ModelOptions.
 void add_sampling_options(CLI::App& app, SamplingOptions& options);
 
-const char* numerics_name(kernels::Numerics numerics);  // "exact", "vllm"
-const char* rounding_name(kernels::Rounding rounding);  // "bf16", "f32"
+using session::numerics_name;
+using session::rounding_name;
 
 }  // namespace quadrille::cli

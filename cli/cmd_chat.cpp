@@ -12,7 +12,7 @@
 #include "cli/load_model.h"
 #include "cli/ranks.h"
 #include "cli/signals.h"
-#include "cli/text_model.h"
+#include "session/text_model.h"
 
 namespace quadrille::cli {
 namespace {
@@ -28,7 +28,7 @@ struct ChatOptions {
 
 class Chat {
  public:
-  Chat(Console& console, const ChatOptions& options, const TextModel& text, model::AnyModel& model)
+  Chat(Console& console, const ChatOptions& options, const session::TextModel& text, model::AnyModel& model)
       : console_(console),
         options_(options),
         text_(text),
@@ -93,10 +93,10 @@ class Chat {
 
   Console& console_;
   const ChatOptions& options_;
-  const TextModel& text_;
+  const session::TextModel& text_;
   model::AnyModel& model_;
   engine::Engine engine_;
-  std::vector<Message> messages_;
+  std::vector<session::Message> messages_;
 };
 
 // The next line of stdin, which rank 0 reads, on every rank; the end too where nobody reads the answers any more.
@@ -140,7 +140,7 @@ Status talk(Console& console, Chat& chat, bool is_terminal, parallel::Communicat
 }
 
 Status run_chat(Console& console, const ChatOptions& options) {
-  QD_TRY(const TextModel text, TextModel::load(options.model.folder));
+  QD_TRY(const session::TextModel text, session::TextModel::load(options.model.folder));
   QD_TRY([[maybe_unused]] const auto probe, text.encode_chat({{"user", "Hello"}}));  // a clear error before the load
   QD_TRY(const int64_t positions, cache_positions(options.model.folder, 1, kDefaultPositions));
   QD_TRY(const LoadedModel loaded, load_model(console, options.model, positions));

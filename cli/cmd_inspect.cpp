@@ -14,6 +14,7 @@
 #include "formats/tensor_view.h"
 #include "model/description.h"
 #include "model/prepared_weights.h"
+#include "session/folder_json.h"
 
 namespace quadrille::cli {
 namespace {
@@ -31,33 +32,17 @@ struct InspectOptions {
   bool verify = false;
 };
 
-std::string group_text(int64_t group_size) {
-  return group_size == 0 ? "channel" : std::to_string(group_size);
-}
-
 std::string decision_text(const ModuleDescription& module) {
   if (module.decision.kind == formats::QuantizationKind::kUnquantized) return "-";
   return fmt::format("{} group {}", formats::quantization_kind_name(module.decision.kind),
-                     group_text(module.decision.group_size));
-}
-
-const char* scoring_text(moe::Scoring scoring) {
-  switch (scoring) {
-    case moe::Scoring::kSoftmaxBeforeTopK:
-      return "softmax, then top-k";
-    case moe::Scoring::kSoftmaxAfterTopK:
-      return "top-k, then softmax";
-    case moe::Scoring::kSigmoid:
-      return "sigmoid";
-  }
-  return "";
+                     session::group_text(module.decision.group_size));
 }
 
 std::string experts_text(const ModelConfig& config) {
   if (config.num_moe_layers() == 0) return "none";
   const moe::RouterRule& rule = config.router;
   std::string text = fmt::format("{} of width {}, top-{} in {} layers; {}", rule.num_experts, config.expert_width,
-                                 rule.top_k, config.num_moe_layers(), scoring_text(rule.scoring));
+                                 rule.top_k, config.num_moe_layers(), session::scoring_text(rule.scoring));
   if (rule.renormalise) text += ", renormalised";
   if (rule.routed_scaling != 1) text += fmt::format(", times {}", rule.routed_scaling);
   if (rule.num_groups > 1) text += fmt::format(", {} of {} groups", rule.groups_kept, rule.num_groups);
@@ -147,63 +132,6 @@ void print_text(Console& console, const ModelDescription& description, bool all_
   console.write(tensor_parallel_text(description.tensor_parallel));
 }
 
-nlohmann::json config_json(const ModelConfig& config) {
-  return {{"family", config.family},
-          {"architecture", config.architecture},
-          {"hidden_size", config.hidden_size},
-          {"num_layers", config.num_layers},
-          {"num_moe_layers", config.num_moe_layers()},
-          {"num_heads", config.num_heads},
-          {"num_kv_heads", config.num_kv_heads},
-          {"head_dim", config.head_dim},
-          {"vocab_size", config.vocab_size},
-          {"max_positions", config.max_positions},
-          {"tie_word_embeddings", config.tie_word_embeddings},
-          {"dense_width", config.dense_width},
-          {"num_experts", config.router.num_experts},
-          {"top_k", config.router.top_k},
-          {"expert_width", config.expert_width},
-          {"shared_width", config.shared_width},
-          {"scoring", scoring_text(config.router.scoring)},
-          {"renormalise", config.router.renormalise},
-          {"routed_scaling", config.router.routed_scaling},
-          {"rope", {{"type", config.rope.type}, {"theta", config.rope.theta}, {"factor", config.rope.factor}}},
-          {"eos_token_ids", config.eos_token_ids}};
-}
-
-nlohmann::json description_json(const ModelDescription& description) {
-  nlohmann::json json = {{"folder", description.folder},
-                         {"config", config_json(description.config)},
-                         {"quantization_format", description.quantization_format},
-                         {"parameters", description.parameters},
-                         {"active_parameters", description.active_parameters},
-                         {"disk_bytes", description.disk_bytes},
-                         {"weight_memory_bytes", description.weight_memory_bytes},
-                         {"kv_bytes_per_position", description.kv_bytes_per_position},
-                         {"files", description.shards},
-                         {"unused_tensors", description.unused_tensors},
-                         {"modules", nlohmann::json::array()},
-                         {"tensor_parallel", nlohmann::json::array()}};
-  for (const ModuleDescription& module : description.modules) {
-    const bool is_quantized = module.decision.kind != formats::QuantizationKind::kUnquantized;
-    json["modules"].push_back({{"path", module.path},
-                               {"kind", module.kind},
-                               {"shape", module.shape},
-                               {"storage", module.storage},
-                               {"quantization", formats::quantization_kind_name(module.decision.kind)},
-                               {"group_size", is_quantized ? nlohmann::json(group_text(module.decision.group_size))
-                                                           : nlohmann::json(nullptr)},
-                               {"rule", module.decision.rule},
-                               {"disk_bytes", module.disk_bytes},
-                               {"parameters", module.parameters}});
-  }
-  for (const model::TpVerdict& verdict : description.tensor_parallel) {
-    json["tensor_parallel"].push_back(
-        {{"ranks", verdict.ranks}, {"legal", verdict.legal}, {"even", verdict.even}, {"reasons", verdict.reasons}});
-  }
-  return json;
-}
-
 // Reads every byte of a prepared folder's file.
 Status verify_prepared(Console& console, const InspectOptions& options) {
   if (!formats::is_prepared_folder(options.folder)) {
@@ -231,7 +159,7 @@ Status run_inspect(Console& console, const InspectOptions& options) {
     shares = std::move(*planned);
   }
   if (options.as_json) {
-    nlohmann::json json = description_json(description);
+    nlohmann::json json = session::description_json(description);
     if (!shares.empty()) json["ranks"] = shares_json(shares);
     console.print("{}\n", json_text(json));
     return {};

@@ -8,6 +8,7 @@
 #include "cli/progress.h"
 #include "cli/signals.h"
 #include "model/prepare_folder.h"
+#include "session/folder_json.h"
 
 namespace quadrille::cli {
 namespace {
@@ -42,14 +43,7 @@ Status run_prepare(Console& console, const PrepareArguments& arguments) {
   }
   if (arguments.json.empty()) return {};
   return write_json(console, arguments.json,
-                    {{"in", arguments.model.folder},
-                     {"out", arguments.out},
-                     {"numerics", arguments.model.numerics},
-                     {"files", report->files},
-                     {"notes", report->notes},
-                     {"bytes_in", report->bytes_in},
-                     {"bytes_out", report->bytes_out},
-                     {"seconds", report->seconds}});
+                    session::prepare_json(arguments.model.folder, arguments.out, options.numerics, *report));
 }
 
 }  // namespace

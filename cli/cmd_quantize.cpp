@@ -8,6 +8,7 @@
 #include "cli/signals.h"
 #include "cli/text_table.h"
 #include "quantize/folder.h"
+#include "session/folder_json.h"
 
 namespace quadrille::cli {
 namespace {
@@ -50,37 +51,6 @@ void print_report(Console& console, const QuantizeArguments& arguments, const qu
                 bytes_text(static_cast<double>(report.bytes_out)), seconds_text(report.seconds));
 }
 
-nlohmann::json sums_json(const quantize::ErrorSums& sums) {
-  return {{"weights", sums.count},
-          {"relative_rms_error", sums.relative_rms()},
-          {"max_error", sums.max_error},
-          {"max_abs", sums.max_abs},
-          {"clipped", sums.clipped}};
-}
-
-nlohmann::json report_json(const QuantizeArguments& arguments, const quantize::QuantizeReport& report) {
-  nlohmann::json json = {{"in", arguments.in},
-                         {"out", arguments.out},
-                         {"group_size", arguments.group_size},
-                         {"quotient", arguments.quotient},
-                         {"total", sums_json(report.errors.total())},
-                         {"by_kind", nlohmann::json::object()},
-                         {"tensors", nlohmann::json::array()},
-                         {"left_alone", report.left_alone},
-                         {"files", report.files},
-                         {"bytes_in", report.bytes_in},
-                         {"bytes_out", report.bytes_out},
-                         {"seconds", report.seconds}};
-  for (const auto& [kind, sums] : report.errors.by_kind()) json["by_kind"][kind] = sums_json(sums);
-  for (const quantize::TensorError& tensor : report.errors.tensors) {
-    nlohmann::json entry = sums_json(tensor.sums);
-    entry["name"] = tensor.name;
-    entry["shape"] = tensor.shape;
-    json["tensors"].push_back(std::move(entry));
-  }
-  return json;
-}
-
 Status run_quantize(Console& console, const QuantizeArguments& arguments) {
   quantize::QuantizeOptions options;
   options.group_size = arguments.group_size == "channel" ? 0 : std::stoll(arguments.group_size);
@@ -96,7 +66,8 @@ Status run_quantize(Console& console, const QuantizeArguments& arguments) {
   progress.finish();
   if (!report) return report.error();
   if (arguments.json != "-") print_report(console, arguments, *report);
-  if (!arguments.json.empty()) return write_json(console, arguments.json, report_json(arguments, *report));
+  if (!arguments.json.empty())
+    return write_json(console, arguments.json, session::quantize_json(arguments.in, arguments.out, options, *report));
   return {};
 }
 

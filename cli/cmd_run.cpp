@@ -16,8 +16,8 @@
 #include "cli/rank_grid.h"
 #include "cli/ranks.h"
 #include "cli/signals.h"
-#include "cli/text_model.h"
 #include "formats/json.h"
+#include "session/text_model.h"
 
 namespace quadrille::cli {
 namespace {
@@ -42,19 +42,19 @@ Result<std::string> read_prompt(const RunOptions& options) {
   return text;
 }
 
-Result<std::vector<int32_t>> encode_prompt(const TextModel& text, const RunOptions& options,
+Result<std::vector<int32_t>> encode_prompt(const session::TextModel& text, const RunOptions& options,
                                            const std::string& prompt) {
   if (prompt.empty())
     return make_error(ErrorCode::kInvalidArgument, "the prompt is empty; give at least one character");
   if (options.raw || !text.has_chat_template()) return text.encode(prompt, true);
-  std::vector<Message> messages;
+  std::vector<session::Message> messages;
   if (!options.system.empty()) messages.push_back({"system", options.system});
   messages.push_back({"user", prompt});
   return text.encode_chat(messages);
 }
 
 // Without --max-tokens the answer may fill what the model and the cache leave.
-engine::Request make_request(std::vector<int32_t> prompt, const RunOptions& options, const TextModel& text,
+engine::Request make_request(std::vector<int32_t> prompt, const RunOptions& options, const session::TextModel& text,
                              const model::AnyModel& model) {
   engine::Request request;
   const int64_t limit = std::min(model.max_positions(), model.num_pages() * model::kPagePositions);
@@ -95,7 +95,7 @@ Status print_json(Console& console, const RunOptions& options, const LoadedModel
 
 Status run_prompt(Console& console, const RunOptions& options) {
   QD_TRY(const std::string prompt, text_of_rank_0(options.model.ranks, [&] { return read_prompt(options); }));
-  QD_TRY(const TextModel text, TextModel::load(options.model.folder));
+  QD_TRY(const session::TextModel text, session::TextModel::load(options.model.folder));
   QD_TRY(auto ids, encode_prompt(text, options, prompt));
   const auto prompt_tokens = static_cast<int64_t>(ids.size());
   const int64_t answer_tokens = options.sampling.max_tokens > 0 ? options.sampling.max_tokens : kDefaultAnswerTokens;
@@ -135,7 +135,7 @@ Result<bool> show_problem(Console& console, engine::Engine& engine, engine::Requ
 
 Status run_problems(Console& console, const RunOptions& options) {
   QD_TRY(const std::vector<Problem> problems, read_any_problems(options.problems, options.count));
-  QD_TRY(const TextModel text, TextModel::load(options.model.folder));
+  QD_TRY(const session::TextModel text, session::TextModel::load(options.model.folder));
   PromptOptions prompt_options;
   prompt_options.raw = options.raw;
   prompt_options.system = options.system;

@@ -51,7 +51,7 @@ AnswerRecord score(const Problem& problem, const Answer& answer) {
 }
 
 Result<std::vector<engine::Request>> make_requests(std::vector<std::vector<int32_t>> prompts,
-                                                   const std::vector<Problem>& problems, const TextModel& text,
+                                                   const std::vector<Problem>& problems, const session::TextModel& text,
                                                    const model::AnyModel& model, bool is_plain, int64_t max_tokens) {
   const int64_t limit = std::min(model.max_positions(), model.num_pages() * model::kPagePositions);
   std::vector<engine::Request> requests;
@@ -105,7 +105,7 @@ Result<AccuracyReport> eval_accuracy(Console& console, const EvalOptions& option
   if (options.prompt.shots > 0) {
     QD_TRY(examples, read_task(options.task, options.shots_data, 0));
   }
-  QD_TRY(const TextModel text, TextModel::load(options.model.folder));
+  QD_TRY(const session::TextModel text, session::TextModel::load(options.model.folder));
   QD_TRY(auto prompts, make_prompts(text, problems, examples, options.prompt));
   int64_t longest = 0;
   for (const auto& prompt : prompts) longest = std::max(longest, static_cast<int64_t>(prompt.size()));

@@ -37,7 +37,7 @@ PerplexityReport::Window score(const Answer& answer) {
 
 Result<PerplexityReport> eval_perplexity(Console& console, const EvalOptions& options) {
   QD_TRY(const std::vector<std::string> texts, read_texts(options.data, options.limit));
-  QD_TRY(const TextModel text, TextModel::load(options.model.folder));
+  QD_TRY(const session::TextModel text, session::TextModel::load(options.model.folder));
   PerplexityReport report;
   std::vector<std::vector<int32_t>> encoded;
   for (const std::string& document : texts) {

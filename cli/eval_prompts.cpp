@@ -38,9 +38,9 @@ std::vector<const Problem*> choose_examples(const Problem& problem, const std::v
   return chosen;
 }
 
-std::vector<Message> conversation(const Problem& problem, const std::vector<const Problem*>& examples,
-                                  const PromptOptions& options) {
-  std::vector<Message> messages;
+std::vector<session::Message> conversation(const Problem& problem, const std::vector<const Problem*>& examples,
+                                           const PromptOptions& options) {
+  std::vector<session::Message> messages;
   if (!options.system.empty()) messages.push_back({"system", options.system});
   const std::string opening = options.instruct ? instruction(problem) + "\n\n" : "";
   for (const Problem* example : examples) {
@@ -52,9 +52,9 @@ std::vector<Message> conversation(const Problem& problem, const std::vector<cons
 }
 
 // "Question: Q\nAnswer: A\n\n" for each turn; MMLU-Pro's questions bring these words along.
-std::string plain_text(const std::vector<Message>& messages) {
+std::string plain_text(const std::vector<session::Message>& messages) {
   std::string text;
-  for (const Message& message : messages) {
+  for (const session::Message& message : messages) {
     const bool has_words = message.content.find("Question:") != std::string::npos;
     if (message.role == "system") {
       text += message.content + "\n\n";
@@ -69,7 +69,8 @@ std::string plain_text(const std::vector<Message>& messages) {
 
 }  // namespace
 
-Result<std::vector<std::vector<int32_t>>> make_prompts(const TextModel& text, const std::vector<Problem>& problems,
+Result<std::vector<std::vector<int32_t>>> make_prompts(const session::TextModel& text,
+                                                       const std::vector<Problem>& problems,
                                                        const std::vector<Problem>& examples,
                                                        const PromptOptions& options) {
   const bool as_chat = text.has_chat_template() && !options.raw;

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "cli/eval_dataset.h"
-#include "cli/text_model.h"
 #include "core/result.h"
+#include "session/text_model.h"
 
 namespace quadrille::cli {
 
@@ -20,7 +20,8 @@ struct PromptOptions {
 };
 
 // The prompts of all problems. `examples` holds what the shots are taken from. Errors name the problem.
-Result<std::vector<std::vector<int32_t>>> make_prompts(const TextModel& text, const std::vector<Problem>& problems,
+Result<std::vector<std::vector<int32_t>>> make_prompts(const session::TextModel& text,
+                                                       const std::vector<Problem>& problems,
                                                        const std::vector<Problem>& examples,
                                                        const PromptOptions& options);
 

@@ -7,22 +7,13 @@
 #include "cli/load_report.h"
 #include "cli/progress.h"
 #include "cli/signals.h"
-#include "kernels/api/device_table.h"
-#include "kernels/api/registry.h"
 #include "parallel/communicator.h"
-#include "parallel/nccl.h"
+#include "session/load_rank.h"
 
 namespace quadrille::cli {
 
 Result<const kernels::KernelTable*> choose_table(const ModelOptions& options) {
-  QD_TRY(const kernels::KernelTable* table, kernels::select_table(options.kernels));
-  if (options.rounding_value() == kernels::Rounding::kF32 && !table->supports_round_f32) {
-    return make_error(ErrorCode::kUnsupported,
-                      "kernel table '{}' has no --round f32: it computes what the GPU computes, in bf16 between the "
-                      "operations; use --round bf16, or another table",
-                      table->name);
-  }
-  return table;
+  return session::choose_table(options.kernels, options.rounding_value());
 }
 
 namespace {
@@ -56,16 +47,7 @@ Result<std::unique_ptr<model::AnyModel>> load_there(Console& console, const Mode
 }  // namespace
 
 Result<model::DeviceOptions> make_device_options(const ModelOptions& options) {
-  model::DeviceOptions device;
-  device.ordinal = options.gpu_ordinal() + options.local_rank;
-  if (!options.gpu_memory.empty()) {
-    QD_TRY(device.gpu_memory, model::parse_gpu_memory(options.gpu_memory));
-  }
-  QD_TRY(device.table, kernels::device_table());
-  device.join_ranks = [](parallel::Communicator& host, int ordinal, device::Stream stream) {
-    return parallel::nccl_communicator(host, ordinal, stream);
-  };
-  return device;
+  return session::device_options(options.gpu_ordinal() + options.local_rank, options.gpu_memory);
 }
 
 Result<std::unique_ptr<ThreadPool>> make_pool(Console& console, const ModelOptions& options) {
@@ -110,16 +92,6 @@ Result<LoadedModel> load_model(Console& console, const ModelOptions& options, in
   loaded.model = std::move(*model);
   for (const std::string& note : loaded.model->notes()) console.warn(note);
   return loaded;
-}
-
-Result<int64_t> cache_positions(const std::string& folder, int64_t batch, int64_t longest) {
-  QD_TRY(const model::ModelConfig config, model::read_model_config(folder));
-  const int64_t bytes_a_position = config.num_layers * 2 * config.kv_width() * 4;
-  const int64_t affordable = (int64_t{2} << 30) / std::max<int64_t>(bytes_a_position, 1);
-  longest = std::min(longest, config.max_positions);
-  // Whole pages for each sequence.
-  const int64_t a_sequence = (longest / model::kPagePositions + 1) * model::kPagePositions;
-  return std::max(a_sequence, std::min(batch * a_sequence, affordable));
 }
 
 nlohmann::json settings_json(const LoadedModel& loaded, const ModelOptions& options) {

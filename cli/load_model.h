@@ -15,6 +15,7 @@
 #include "model/any_model.h"
 #include "model/device_model.h"
 #include "model/model.h"
+#include "session/load_rank.h"
 
 namespace quadrille::cli {
 
@@ -42,9 +43,7 @@ Result<model::DeviceOptions> make_device_options(const ModelOptions& options);
 // --cache-tokens is not given.
 Result<LoadedModel> load_model(Console& console, const ModelOptions& options, int64_t positions);
 
-// Positions for `batch` sequences of `longest` tokens, but at most about 2 GiB of cache and at least one sequence: the
-// rest waits its turn.
-Result<int64_t> cache_positions(const std::string& folder, int64_t batch, int64_t longest);
+using session::cache_positions;
 
 // {"numerics", "round", "kernels", "threads", "seed", ...}
 nlohmann::json settings_json(const LoadedModel& loaded, const ModelOptions& options);

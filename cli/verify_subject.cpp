@@ -26,7 +26,7 @@ Result<Subject> make_subject(const VerifyOptions& options, const model::ModelCon
   Subject subject;
   std::vector<std::vector<int32_t>> prompts = sequences;
   if (!options.problems.empty() || !options.prompt.empty()) {
-    QD_TRY(TextModel text, TextModel::load(options.model.folder));
+    QD_TRY(session::TextModel text, session::TextModel::load(options.model.folder));
     subject.text.emplace(std::move(text));
   }
   if (!options.problems.empty()) {

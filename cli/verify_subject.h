@@ -10,12 +10,12 @@
 
 #include "cli/args.h"
 #include "cli/eval_dataset.h"
-#include "cli/text_model.h"
 #include "cli/verify_texts.h"
 #include "cli/verify_trace.h"
 #include "core/result.h"
 #include "engine/engine.h"
 #include "model/config.h"
+#include "session/text_model.h"
 
 namespace quadrille::cli {
 
@@ -28,7 +28,7 @@ struct VerifyOptions {
 };
 
 struct Subject {
-  std::optional<TextModel> text;
+  std::optional<session::TextModel> text;
   std::vector<Problem> problems;
   std::vector<engine::Request> requests;
 

@@ -169,7 +169,7 @@ typedef struct qd_model_desc {
   int32_t run_weight_only_as_fp8; /* as in qd_prepare_desc */
   int32_t round_scales;
   int32_t prefix_cache;     /* positions that prompts share are computed once */
-  int64_t cache_tokens;     /* positions of the key/value cache; 0: 8,192 on the CPU, what is free on a GPU */
+  int64_t cache_tokens;     /* positions of the key/value cache; 0: max_sequences of up to 8,192, within about 2 GiB */
   int64_t max_sequences;    /* requests that run at the same time; others wait. Neither changes an answer. */
   int64_t max_batch_tokens; /* of one step */
 } qd_model_desc;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Joins the tokenizer to the engine: its streams, its stop ids.
-#include "cli/text_model.h"
+#include "session/text_model.h"
 
 #include <algorithm>
 
-namespace quadrille::cli {
+namespace quadrille::session {
 namespace {
 
 class DecoderStream final : public engine::TextStream {
@@ -54,4 +54,4 @@ std::vector<int32_t> TextModel::stop_ids(const model::ModelConfig& config) const
   return ids;
 }
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::session

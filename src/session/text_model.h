@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The text side of a model folder: tokenizer and chat template, as the commands use them.
+// The text side of a model folder: tokenizer and chat template, as commands and sessions use them.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 #include "model/config.h"
 #include "model/tokenizer/tokenizer.h"
 
-namespace quadrille::cli {
+namespace quadrille::session {
 
 struct Message {
   std::string role;  // "system", "user", "assistant"
@@ -40,4 +40,4 @@ class TextModel {
   tokenizer::Tokenizer tokenizer_;
 };
 
-}  // namespace quadrille::cli
+}  // namespace quadrille::session
