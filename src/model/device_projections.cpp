@@ -9,6 +9,9 @@
 namespace quadrille::model {
 namespace {
 
+// Rows of a norm that every CTA of the product makes again: with more, reading them costs more than a launch.
+constexpr int64_t kMostOwnNorms = 0;
+
 bool any_w4(const std::vector<DeviceMatrix>& matrices) {
   return std::any_of(matrices.begin(), matrices.end(), [](const DeviceMatrix& m) { return m.shape.is_w4; });
 }
@@ -47,7 +50,7 @@ bool DeviceDecoder::makes_own_codes(const DeviceMatrix& matrix, const StepShape&
 }
 
 bool DeviceDecoder::makes_own_norm(const DeviceLayerView& layer, const StepShape& shape) const {
-  if (layer.qkv.size() != 1 || !makes_own_codes(layer.qkv[0], shape)) return false;
+  if (shape.num_tokens > kMostOwnNorms || layer.qkv.size() != 1 || !makes_own_codes(layer.qkv[0], shape)) return false;
   const moe::DeviceLinear& linear = layer.qkv[0].w4;
   const kernels::DeviceCombine& combine = pending_combine_;  // empty where the update has been made
   return combine.shared == nullptr && kernels::fits_gemm_norm(linear.numerics, linear.group_size, shape.num_tokens,

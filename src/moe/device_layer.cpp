@@ -45,7 +45,7 @@ bool joins_products(const DeviceCall& call, const GemmConfigs& configs) {
 bool gathers_codes(const DeviceCall& call, const GemmConfigs& configs) {
   const DeviceLinear& linear = call.layer.experts.gate_up;
   return joins_products(call, configs) && call.batch.act != nullptr && !call.layer.rule.weight_on_input &&
-         kernels::gathers_gemm_input(linear.numerics, linear.group_size);
+         kernels::gathers_gemm_input(linear.numerics, linear.group_size) && linear.k <= kernels::kMostInputValues;
 }
 
 // The rows of h, quantised by GEMM2.

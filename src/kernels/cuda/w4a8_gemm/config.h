@@ -63,6 +63,7 @@ struct GemmPlan {
   static constexpr TileShape kShape = kTileShapes[Tile];
   static constexpr Arithmetic kArithmetic = A;
   static constexpr bool kVllm = A == Arithmetic::kVllm;
+  static constexpr bool kResident = false;  // resident.cuh: all codes of an item lie in shared memory
   static constexpr int kWarpgroups = kShape.warpgroups;
   static constexpr int kTokens = kShape.tokens;
   static constexpr int kStages = kShape.stages;

@@ -68,7 +68,12 @@ class Epilogue {
   // The factor of row `thread`: sa * 512, sa, or 512 (section 3).
   __device__ __forceinline__ float row_factor(const WorkItem& w) const {
     if (Plan::kArithmetic == Arithmetic::kBlock || thread_ >= w.num_rows) return 512.0f;
-    const float scale = args_.act_scale[static_cast<int64_t>(w.first_row) + thread_];
+    float scale;
+    if constexpr (Plan::kResident) {
+      scale = staging_[Plan::kStagingBytes / 4 + thread_];  // Plan::kScalesAt
+    } else {
+      scale = args_.act_scale[static_cast<int64_t>(w.first_row) + thread_];
+    }
     return Plan::kVllm ? scale : scale * 512.0f;
   }
   __device__ __forceinline__ float* factors() const { return staging_ + Plan::kTokens * Plan::kStagingPitch; }

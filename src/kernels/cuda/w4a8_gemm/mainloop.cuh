@@ -72,7 +72,8 @@ class MainLoop {
                                        Registers& next, float (&total)[kValues]) {
     // All lanes agree; told so, the compiler keeps the descriptors in uniform registers.
     const int stage = __shfl_sync(0xffffffffu, place.stage, 0);
-    const uint64_t tokens = ptx::swizzled_descriptor(tokens_ + stage * Plan::kTokenBytes);
+    const int tile = Plan::kResident ? __shfl_sync(0xffffffffu, record, 0) : stage;
+    const uint64_t tokens = ptx::swizzled_descriptor(tokens_ + tile * Plan::kTokenBytes);
     place.advance();
     if constexpr (Plan::kVllm) {
       multiply<4>(total, now.a, tokens, record > 0);

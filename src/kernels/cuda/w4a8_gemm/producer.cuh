@@ -32,7 +32,7 @@ __device__ __forceinline__ void produce(const GemmArguments& args, const CUtenso
     const uint8_t* weights = args.weights + w.expert * args.expert_stride + first_block * record_row;
     const auto fetch_weights = [&](int record, int stage) {
       const uint32_t barrier = full + stage * 8;
-      ptx::barrier_expect(barrier, Plan::kTokenBytes + blocks * Plan::kRecordBytes);
+      ptx::barrier_expect(barrier, (Plan::kResident ? 0 : Plan::kTokenBytes) + blocks * Plan::kRecordBytes);
       for (int b = 0; b < blocks; ++b) {
         ptx::bulk_copy(shared + Plan::kWeightsAt + (stage * Plan::kWarpgroups + b) * Plan::kRecordBytes,
                        weights + b * record_row + static_cast<int64_t>(record) * Plan::kRecordBytes, Plan::kRecordBytes,
@@ -54,7 +54,9 @@ __device__ __forceinline__ void produce(const GemmArguments& args, const CUtenso
       }
       const uint32_t box = shared + Plan::kTokensAt + place.stage * Plan::kTokenBytes + rank * kPartBytes;
       const int x = record * layout::kRecordK;
-      if constexpr (Plan::kCluster == 1) {
+      if constexpr (Plan::kResident) {
+        // The consumers bring the codes.
+      } else if constexpr (Plan::kCluster == 1) {
         ptx::tensor_copy(box, tokens, x, w.first_row, barrier);
       } else {
         // Arrives in both CTAs at the same place and completes on the barrier of each.

@@ -56,34 +56,6 @@ class SplitSource {
   const GemmArguments& args_;
 };
 
-template <typename Plan>
-class SplitSource<Plan, SplitInput::kGathered> {
- public:
-  __device__ __forceinline__ SplitSource(const GemmArguments& args, const SplitArguments& in, const SplitPlace&, int)
-      : args_(args), in_(in) {}
-
-  __device__ __forceinline__ void find(const WorkItem& w) {
-    const int row = static_cast<int>(threadIdx.x) / 8 % Plan::kTokens;
-    token_ = row < w.num_rows ? token_of(w, row) : 0;
-  }
-  __device__ __forceinline__ void finish(const WorkItem&) {}
-
-  __device__ __forceinline__ uint4 piece(const WorkItem& w, int row, int64_t column) const {
-    if (row >= w.num_rows || column >= args_.act_pitch) return make_uint4(0, 0, 0, 0);
-    return *reinterpret_cast<const uint4*>(args_.act + token_ * args_.act_pitch + column);
-  }
-  __device__ __forceinline__ float scale(const WorkItem& w, int row) const { return args_.act_scale[token_of(w, row)]; }
-
- private:
-  __device__ __forceinline__ int32_t token_of(const WorkItem& w, int row) const {
-    return in_.source_row[w.first_row + row] / in_.source_divisor;
-  }
-
-  const GemmArguments& args_;
-  const SplitArguments& in_;
-  int32_t token_ = 0;  // of the row that this thread brings
-};
-
 // Rows in shared memory, of which codes are made where they are asked for.
 template <typename Plan>
 class MadeCodes {
