@@ -272,7 +272,8 @@ def test_read_only_memory_is_read_and_never_written(case):
 
 def test_a_forked_process_makes_its_own(child):
     process = child("""
-import os, numpy as np, quadrille
+import os, warnings, numpy as np, quadrille
+warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on a fork with threads warns
 codes, scales = quadrille.quantize(np.ones((32, 64), np.float32), 32)
 x = np.ones((2, 64), np.float32)
 make = lambda: quadrille.Linear.from_tensors(codes, scales, group_size=32, threads=2)
