@@ -56,9 +56,9 @@ typedef struct qd_string {
 /* Null, and one that holds nothing, are fine; it holds nothing afterwards. */
 QD_API void qd_string_free(qd_string* string);
 
-/* How far long work has come. `report` is called on the thread that made the call, about every 50 ms, whether or not
- * anything moved: `done` of `total` in the unit that the call names, at `what` (never null). What it returns other than
- * 0 stops the work, and the call ends with QD_CANCELLED. It must not call the object that the work is for. */
+/* How far long work has come. `report` is called on the thread that made the call: at once, about every 50 ms, whether
+ * or not anything moved, and at the end. `done` of `total` in the unit that the call names, at `what` (never null). A
+ * value other than 0 stops the work, and the call ends with QD_CANCELLED. It must not free what the work is for. */
 typedef struct qd_progress {
   int32_t (*report)(void* context, const char* what, uint64_t done, uint64_t total);
   void* context;

@@ -221,12 +221,12 @@ Status Session::Impl::logits(std::vector<int32_t> ids, std::span<float> out, con
   constexpr double kBetween = 0.05;
   bool wanted = true;
   while (true) {
-    wait({&id, 1}, kBetween);
-    QD_TRY(const engine::Update update, poll(id));
     if (watch && wanted && !watch("logits", done, total)) {
       wanted = false;
       engine_->cancel(id);
     }
+    wait({&id, 1}, kBetween);
+    QD_TRY(const engine::Update update, poll(id));
     if (update.finish == FinishReason::kError) return *update.error;
     if (update.finish == FinishReason::kCancelled) {
       return make_error(ErrorCode::kCancelled, "logits: cancelled after {} of {} tokens", done.load(), total);

@@ -28,14 +28,14 @@ void WatchedWork::finish(Status status) {
 Status WatchedWork::wait(const Watch& watch) {
   constexpr std::chrono::milliseconds kBetween{50};
   std::unique_lock lock(mutex_);
-  while (!finished_.wait_for(lock, kBetween, [this] { return status_.has_value(); })) {
+  do {
     if (!watch) continue;
     const std::string what = what_;
     const uint64_t done = done_, total = total_;
     lock.unlock();
     if (!watch(what, done, total)) cancel_ = true;
     lock.lock();
-  }
+  } while (!finished_.wait_for(lock, kBetween, [this] { return status_.has_value(); }));
   const Status status = *status_;
   lock.unlock();
   if (watch && !what_.empty()) (void)watch(what_, done_, total_);  // the last word; nobody writes them now

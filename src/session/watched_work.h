@@ -16,8 +16,8 @@
 
 namespace quadrille::session {
 
-// Called on the waiting thread about every 50 ms, whether or not anything moved, and once at the end. False stops the
-// work.
+// Called on the waiting thread: at once, about every 50 ms, whether or not anything moved, and at the end. False stops
+// the work.
 using Watch = std::function<bool(const std::string& what, uint64_t done, uint64_t total)>;
 
 class WatchedWork {

@@ -243,6 +243,13 @@ TEST_F(ModelMaking, QuantisedFoldersRun) {
   const auto prompt = some_prompts(tokenizer.get())[0];
   EXPECT_THAT(finish(model.get(), submit(model.get(), request_of(prompt))).text, HasSubstr(kRightAnswer));
   qd_error error{};
+  const std::string unwanted = path("unwanted");
+  desc.out = unwanted.c_str();
+  Watcher watcher;
+  watcher.stop_at = 1;
+  const qd_progress progress = watcher.progress();
+  EXPECT_EQ(qd_quantize_folder(&desc, &progress, nullptr, &error), QD_CANCELLED) << error.message;
+  EXPECT_FALSE(std::filesystem::exists(unwanted));
   desc.group_size = 48;
   EXPECT_EQ(qd_quantize_folder(&desc, nullptr, nullptr, &error), QD_INVALID_ARGUMENT);
   EXPECT_THAT(error.message, HasSubstr("group_size"));

@@ -130,6 +130,19 @@ TEST(ModelLoad, TellsTheCallersThreadHowFarItIs) {
   EXPECT_EQ(described["has_tokenizer"], true);
 }
 
+TEST(ModelLoad, EndsWhenTheCallerSaysSo) {
+  for (const int32_t tp : {1, 2}) {
+    Watcher watcher;
+    watcher.stop_at = 1;
+    const qd_progress progress = watcher.progress();
+    const qd_model_desc desc = desc_of(kAbacus, tp);
+    qd_model* model = nullptr;
+    qd_error error{};
+    EXPECT_EQ(qd_model_load(&desc, &progress, &model, &error), QD_CANCELLED) << error.message;
+    EXPECT_EQ(model, nullptr);
+  }
+}
+
 TEST(ModelLoad, RefusesBeforeItReads) {
   const auto expect = [](auto&& change, qd_result code, const std::string& words) {
     qd_model_desc desc = desc_of(kAbacus);
