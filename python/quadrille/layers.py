@@ -19,6 +19,7 @@ _ROUNDINGS = {"bf16": 0, "f32": 1}
 _SCORINGS = {"softmax": 0, "softmax_after_topk": 1, "sigmoid": 2}
 _ACTIVATIONS = {"silu": 0, "clamped_swiglu": 1, "gelu_tanh": 2, "relu2": 3}
 _NOT_GATED = "relu2"
+_CUDA = 2  # as DLPack numbers devices
 _ROUTER = {
     "top_k": None,
     "scoring": "softmax",
@@ -62,6 +63,12 @@ def place(threads: int | None = None, kernels: str | None = None) -> _native.Pla
     if key not in _places:
         _places[key] = _native.Place(*key)
     return _places[key]
+
+
+def _place_of(tensors: TensorOrPair, threads: int | None, kernels: str | None) -> _native.Place | None:
+    """Where a layer over these weights computes: None on a GPU."""
+    device = getattr(_parts(tensors)[0], "__dlpack_device__", None)
+    return None if device is not None and device()[0] == _CUDA else place(threads, kernels)
 
 
 class _Matrix:
@@ -154,7 +161,7 @@ class MoELayer:
         call = {**_router_options(router), "activation": _choose("activation", activation, _ACTIVATIONS),
                 "alpha": alpha, "limit": limit, "up_offset": up_offset,
                 "rounding": _choose("rounding", rounding, _ROUNDINGS)}
-        where = place(threads, kernels)
+        where = _place_of(gate_up, threads, kernels)
         parts = 1 if activation == _NOT_GATED else 2
         matrices = {
             "gate_up": _Matrix("gate_up", gate_up, gate_up_scales, gate_up_bias, options, num_parts=parts, stacked=True),
@@ -254,7 +261,7 @@ class Linear:
         options = {"source": _choose("format", format, _FORMATS), "numerics": _choose("numerics", numerics, _NUMERICS),
                    "group_size": _group_size(group_size)}
         rounding = _choose("rounding", rounding, _ROUNDINGS)
-        where = place(threads, kernels)
+        where = _place_of(weight, threads, kernels)
         matrix = _Matrix("weight", weight, scales, bias, options, num_parts=1, stacked=False)
         weights = _prepare_all({"weight": matrix}, where, stream, in_place)["weight"]
         return cls(_native.Linear(weights, rounding, where), weights)

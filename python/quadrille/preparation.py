@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ways of a weight in host memory: to 4 bits, to the bytes that a backend reads, and back."""
+from __future__ import annotations
+
 from typing import NamedTuple
 
 from quadrille import _native
 from quadrille.layers import _FORMATS, _NUMERICS, _choose, _group_size, _parts, place
+from quadrille.tensors import Tensor, TensorLike, TensorOrPair
 
 _LAYOUTS = {"cpu": 0, "hopper": 1}
 _QUOTIENTS = {"f32": 0, "bf16": 1}
@@ -12,17 +15,18 @@ _QUOTIENTS = {"f32": 0, "bf16": 1}
 class Unprepared(NamedTuple):
     """What unprepare() gives back."""
 
-    codes: _native.Tensor
+    codes: Tensor
     """[E, n, k / 8] int32, uint4b8: eight codes a word, q + 8, lowest nibble first."""
-    scales: "_native.Tensor | None"
+    scales: Tensor | None
     """[E, n, ceil(k / group_size)] bfloat16; None for numerics "vllm", whose scales were rounded on the way."""
     layout: str
     numerics: str
-    group_size: "int | None"
+    group_size: int | None
     gate_up: bool
 
 
-def quantize(weight, group_size, symmetric=True, *, quotient="f32", threads=None):
+def quantize(weight: TensorLike, group_size: int | None, symmetric: bool = True, *, quotient: str = "f32",
+             threads: int | None = None) -> tuple[Tensor, Tensor]:
     """4-bit codes and scales of a weight: (codes, scales).
 
     weight      [.., k] bfloat16, float16 or float32 of rank 1 to 4, contiguous or not, on the CPU
@@ -41,8 +45,9 @@ def quantize(weight, group_size, symmetric=True, *, quotient="f32", threads=None
     return _native.quantize(weight, _group_size(group_size), _choose("quotient", quotient, _QUOTIENTS), place(threads))
 
 
-def prepare(codes, scales, *, group_size, format="uint4b8", numerics="exact", layout="cpu", gate_up=False,
-            threads=None):
+def prepare(codes: TensorOrPair, scales: TensorOrPair, *, group_size: int | None,
+            format: str = "uint4b8", numerics: str = "exact", layout: str = "cpu", gate_up: bool = False,
+            threads: int | None = None) -> Tensor:
     """A checkpoint's weights as the bytes that a backend's kernels read, behind a head that says what they are.
 
     codes    [n, k / 8] int32 or [E, n, k / 8]; format "int8": [.., k] int8; a pair (gate, up) of them, or with gate_up
@@ -60,7 +65,7 @@ def prepare(codes, scales, *, group_size, format="uint4b8", numerics="exact", la
                            place(threads), _choose("layout", layout, _LAYOUTS))
 
 
-def unprepare(prepared):
+def unprepare(prepared: TensorLike) -> Unprepared:
     """What prepare() was given, from its bytes (uint8 [bytes], contiguous, on the CPU): an Unprepared.
 
     Codes come back bit for bit, scales for numerics "exact". Raises ValueError for bytes that are damaged or of another
