@@ -3,10 +3,16 @@
 
 Tensors come in and go out by DLPack: torch, numpy, jax, cupy. No version of any of them is compiled in.
 """
-from quadrille._native import Tensor, __version__
+from quadrille._native import Tensor, version
 from quadrille import scales, words
+from quadrille.folders import describe_folder, legal_tp, plan, prepare_folder, quantize_folder, tp_verdicts
+from quadrille.generation import Answer, Generation, Piece, Token, TokenLogprob
 from quadrille.layers import Linear, MoELayer
+from quadrille.model import Model
 from quadrille.preparation import Unprepared, prepare, quantize, unprepare
+from quadrille.tokenizer import Tokenizer
 
-__all__ = ["Linear", "MoELayer", "Tensor", "Unprepared", "__version__", "prepare", "quantize", "scales", "unprepare",
-           "words"]
+__version__ = version()
+__all__ = ["Answer", "Generation", "Linear", "Model", "MoELayer", "Piece", "Tensor", "Token", "TokenLogprob",
+           "Tokenizer", "Unprepared", "__version__", "describe_folder", "legal_tp", "plan", "prepare", "prepare_folder",
+           "quantize", "quantize_folder", "scales", "tp_verdicts", "unprepare", "words"]

@@ -7,11 +7,14 @@
 NB_MODULE(_native, module) {
   nanobind::set_leak_warnings(false);  // the library never prints; the tests count objects themselves
   module.doc() = "The compiled part of quadrille.";
-  module.attr("__version__") = qd_version();
+  module.def("version", &qd_version, "Of library and package.");
   quadrille::python::guard_exit();
   bind_tensor(module);
   bind_weights(module);
   bind_layer(module);
   bind_linear(module);
   bind_prepare(module);
+  bind_tokenizer(module);
+  bind_model(module);
+  bind_folders(module);
 }
