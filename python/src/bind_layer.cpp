@@ -217,13 +217,13 @@ void Layer::run_on_gpu(const Rows& rows, const Routing& routing, void* out, cons
   qd_streams streams;
   qd_streams_init(&streams);
   streams.main = stream;
-  for (Weights* weights : weights_) weights->used_on(stream);
   qd_error error;
   qd_result result = QD_OK;
   {
     const ReleasedGil released;
     result = qd_layer_run(device_, &batch, scratch.memory(), scratch.bytes(), &streams, nullptr, &error);
   }
+  for (Weights* weights : weights_) weights->used_on(stream);
   raise_error(result, error);
 }
 
@@ -252,6 +252,7 @@ nb::object Layer::run(nb::handle x, nb::handle router_logits, nb::handle topk_id
     const Workspace scratch(workspace, workspace_bytes(rows.count()), where_, handle, call.stream());
     run_on_gpu(rows, routing, out.data(), scratch, call.stream());
   }
+  out.written(call.stream());
   call.finish();
   return out.result();
 }

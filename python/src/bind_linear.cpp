@@ -41,6 +41,7 @@ class Linear {
       const Workspace scratch(workspace, workspace_bytes(rows.count()), where, handle, call.stream());
       run_on_gpu(rows, out.data(), scratch, call.stream());
     }
+    out.written(call.stream());
     call.finish();
     return out.result();
   }
@@ -66,7 +67,6 @@ class Linear {
     raise_error(result, error);
   }
   void run_on_gpu(const Rows& rows, void* out, const Workspace& scratch, void* stream) {
-    weights_->used_on(stream);
     qd_error error;
     qd_result result = QD_OK;
     {
@@ -74,6 +74,7 @@ class Linear {
       result = qd_linear_run(weights_->device(), rows.x.data(), rows.count(), out, scratch.memory(), scratch.bytes(),
                              stream, &error);
     }
+    weights_->used_on(stream);
     raise_error(result, error);
   }
 

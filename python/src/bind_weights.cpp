@@ -2,8 +2,6 @@
 // A checkpoint's tensors to prepared weights: the checks, and who keeps what for how long.
 #include <nanobind/stl/string.h>
 
-#include <algorithm>
-
 #include "bindings.h"
 #include "raise_error.h"
 #include "released_gil.h"
@@ -209,20 +207,12 @@ Weights::~Weights() {
   qd_host_weights_destroy(host_);
   if (device_ == nullptr) return;
   std::erase(pending(), this);
-  void* last = nullptr;
   try {
-    last = own_stream(where_.id);
+    void* keeper = keeper_stream(where_.id);
+    if (marks_.order(keeper)) qd_weights_destroy(device_, keeper);
   } catch (...) {
-    last = nullptr;  // the GPU does not answer: the memory goes as it can
+    PyErr_Clear();  // the GPU does not answer any more: its memory is gone or lost
   }
-  for (void* stream : streams_) {
-    if (last != nullptr && stream != last) (void)qd_stream_follow(last, stream, nullptr);
-  }
-  qd_weights_destroy(device_, last);
-}
-
-void Weights::used_on(void* stream) {
-  if (std::find(streams_.begin(), streams_.end(), stream) == streams_.end()) streams_.push_back(stream);
 }
 
 bool Weights::prepared() {

@@ -27,10 +27,7 @@ void check_rows(const TensorArgument& rows, dlpack::Device where) {
 }
 
 void refuse_capture(void* stream) {
-  int32_t captured = 0;
-  qd_error error;
-  raise_error(qd_stream_captured(stream, &captured, &error), error);
-  if (captured == 0) return;
+  if (!is_captured(stream)) return;
   throw nb::value_error("out: expected a tensor where the stream is being captured into a graph, found None");
 }
 
@@ -76,6 +73,10 @@ void Out::make(void* stream) {
   }
   refuse_capture(stream);
   made_ = Tensor::on_device(type_, shape_, where_.id, stream);
+}
+
+void Out::written(void* stream) {
+  if (checked_.empty()) made_.storage->written(stream);
 }
 
 nb::object Out::result() const {

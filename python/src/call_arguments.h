@@ -33,6 +33,8 @@ class Out {
   Out(nanobind::handle given, const Rows& rows, dlpack::Device where, uintptr_t handle);
   void make(void* stream);
   void* data() const { return checked_.empty() ? made_.data() : checked_[0].data(); }
+  // The work that writes it has been enqueued.
+  void written(void* stream);
   // `out` itself, or the new tensor.
   nanobind::object result() const;
 

@@ -29,15 +29,64 @@ uintptr_t stream_handle(nb::handle stream) {
   return handle == 0 ? kLegacyStream : handle;
 }
 
+namespace {
+
+// One stream a GPU, made once.
+class DeviceStreams {
+ public:
+  void* of(int32_t ordinal) {
+    qd_error error;
+    raise_error(qd_device_use(ordinal, &error), error);
+    const std::lock_guard lock(mutex_);
+    void*& stream = streams_[ordinal];
+    if (stream == nullptr) raise_error(qd_stream_create(&stream, &error), error);
+    return stream;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<int32_t, void*> streams_;
+};
+
+}  // namespace
+
 void* own_stream(int32_t ordinal) {
-  static std::mutex mutex;
-  static std::map<int32_t, void*> streams;
+  static DeviceStreams streams;
+  return streams.of(ordinal);
+}
+
+void* keeper_stream(int32_t ordinal) {
+  static DeviceStreams streams;
+  return streams.of(ordinal);
+}
+
+bool is_captured(void* stream) {
+  int32_t captured = 0;
   qd_error error;
-  raise_error(qd_device_use(ordinal, &error), error);
-  const std::lock_guard lock(mutex);
-  void*& stream = streams[ordinal];
-  if (stream == nullptr) raise_error(qd_stream_create(&stream, &error), error);
-  return stream;
+  raise_error(qd_stream_captured(stream, &captured, &error), error);
+  return captured != 0;
+}
+
+Marks::~Marks() {
+  for (const auto& [stream, event] : events_) qd_event_destroy(event);
+}
+
+void Marks::note(void* stream) {
+  if (is_captured(stream)) return;
+  qd_error error;
+  for (const auto& [known, event] : events_) {
+    if (known == stream) return raise_error(qd_event_record(event, stream, &error), error);
+  }
+  void* event = nullptr;
+  raise_error(qd_event_create(&event, &error), error);
+  events_.emplace_back(stream, event);
+  raise_error(qd_event_record(event, stream, &error), error);
+}
+
+bool Marks::order(void* stream) const {
+  bool ordered = true;
+  for (const auto& [noted, event] : events_) ordered = qd_stream_wait_event(stream, event, nullptr) == QD_OK && ordered;
+  return ordered;
 }
 
 void follow(void* stream, void* leader) {

@@ -6,6 +6,8 @@
 #include <nanobind/nanobind.h>
 
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 namespace quadrille::python {
 
@@ -20,11 +22,35 @@ uintptr_t stream_handle(nanobind::handle stream);
 // until the process ends.
 void* own_stream(int32_t ordinal);
 
+// Of the same GPU: the stream on which memory goes back. It waits for others and nobody for it.
+void* keeper_stream(int32_t ordinal);
+
+// Whether calls on the stream go into a graph.
+bool is_captured(void* stream);
+
 // RuntimeError where CUDA refuses. Both may be default streams.
 void follow(void* stream, void* leader);
 inline void* pointer_of(uintptr_t handle) {
   return reinterpret_cast<void*>(handle);  // NOLINT(performance-no-int-to-ptr): a handle is what CUDA calls a pointer
 }
+
+// What streams were doing at some time: an event each, which outlives its stream. Handles of streams are kept as names
+// alone: their owners may have destroyed them. With the interpreter's lock.
+class Marks {
+ public:
+  Marks() = default;
+  ~Marks();
+  Marks(const Marks&) = delete;
+  Marks& operator=(const Marks&) = delete;
+  // What is enqueued on `stream` until now, instead of what was noted of it before. Nothing in a capture: whoever
+  // captures keeps what the graph uses.
+  void note(void* stream);
+  // `stream` behind all that was noted; false where the GPU does not answer.
+  bool order(void* stream) const;
+
+ private:
+  std::vector<std::pair<void*, void*>> events_;  // stream, event
+};
 
 // From here on the thread's GPU is `ordinal`, and work enqueued on stream() runs where the caller asked. finish() says
 // that all of it is enqueued.

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <new>
 #include <optional>
+#include <stdexcept>
 #include <tuple>
 
 #include "bindings.h"
@@ -36,9 +37,10 @@ std::shared_ptr<Storage> Storage::host(int64_t bytes) {
 std::shared_ptr<Storage> Storage::device(int64_t bytes, int32_t ordinal, void* stream) {
   std::shared_ptr<Storage> made(new Storage);
   made->where_ = {dlpack::kCuda, ordinal};
-  made->stream_ = stream;
+  made->keeper_ = keeper_stream(ordinal);
   qd_error error;
   raise_error(qd_memory_allocate(static_cast<size_t>(bytes), stream, &made->data_, &error), error);
+  made->written(stream);
   return made;
 }
 
@@ -47,18 +49,23 @@ Storage::~Storage() {
     std::free(data_);
     return;
   }
-  for (void* consumer : consumers_) (void)qd_stream_follow(stream_, consumer, nullptr);
-  qd_memory_release(data_, stream_);
+  for (const uintptr_t stream : {kLegacyStream, kPerThreadStream}) {
+    if (!read_by_[stream - 1]) continue;
+    (void)qd_device_use(where_.id, nullptr);
+    (void)qd_stream_follow(keeper_, pointer_of(stream), nullptr);
+  }
+  if (marks_.order(keeper_)) qd_memory_release(data_, keeper_);
 }
 
-void Storage::hand_to(void* consumer) {
-  if (consumer == stream_) return;
-  follow(consumer, stream_);
-  const std::lock_guard lock(mutex_);
-  for (const void* known : consumers_) {
-    if (known == consumer) return;
+void Storage::hand_to(uintptr_t consumer) {
+  if (consumer != kLegacyStream && consumer != kPerThreadStream) {
+    if (!marks_.order(pointer_of(consumer))) throw std::runtime_error("stream: CUDA refused to order it");
+    return;
   }
-  consumers_.push_back(consumer);
+  read_by_[consumer - 1] = true;
+  void* between = own_stream(where_.id);  // a default stream waits for streams alone
+  if (!marks_.order(between)) throw std::runtime_error("stream: CUDA refused to order it");
+  follow(pointer_of(consumer), between);
 }
 
 int64_t Tensor::num_elements() const {
@@ -127,7 +134,7 @@ void order_consumer(const Tensor& tensor, nb::handle stream) {
   }
   int64_t number = 0;
   if (nb::try_cast(stream, number) && number == -1) return;  // the consumer orders by itself
-  tensor.storage->hand_to(pointer_of(stream_handle(stream)));
+  tensor.storage->hand_to(stream_handle(stream));
 }
 
 nb::object to_dlpack(const Tensor& tensor, nb::handle stream, std::optional<std::tuple<int64_t, int64_t>> max_version,

@@ -4,13 +4,14 @@
 
 #include <nanobind/nanobind.h>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "element_type.h"
+#include "streams.h"
 
 namespace quadrille::python {
 
@@ -23,23 +24,27 @@ class Storage {
   // 64-byte aligned host memory, or device memory usable on `stream` from here on (MemoryError).
   static std::shared_ptr<Storage> host(int64_t bytes);
   static std::shared_ptr<Storage> device(int64_t bytes, int32_t ordinal, void* stream);
-  // Device memory goes back to its pool behind what its stream and every consumer's stream do now, so those must live.
+  // Device memory goes back to its pool behind the work that wrote it, and behind what the default streams do now that
+  // read it. Of other consumers' streams no handle is kept, for their owners may have destroyed them: who reads the
+  // memory on such a stream keeps it until that is done.
   ~Storage();
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
 
   void* data() const { return data_; }
   dlpack::Device where() const { return where_; }
-  // Orders `consumer` behind the stream that the memory was written on, and remembers it.
-  void hand_to(void* consumer);
+  // The work that writes it has been enqueued on `stream`.
+  void written(void* stream) { marks_.note(stream); }
+  // Orders `consumer` behind the work that wrote the memory.
+  void hand_to(uintptr_t consumer);
 
  private:
   Storage() = default;
   void* data_ = nullptr;
   dlpack::Device where_{dlpack::kCpu, 0};
-  void* stream_ = nullptr;
-  std::mutex mutex_;  // pairs with consumers_
-  std::vector<void*> consumers_;
+  void* keeper_ = nullptr;  // where device memory goes back
+  Marks marks_;
+  std::atomic<bool> read_by_[2] = {};  // the legacy default stream, that of each thread
 };
 
 // Row-major without gaps.

@@ -11,6 +11,7 @@
 
 #include "dlpack.h"
 #include "quadrille/c_host.h"
+#include "streams.h"
 #include "tensor_argument.h"
 
 namespace quadrille::python {
@@ -79,8 +80,8 @@ class Weights {
   int64_t n() const { return n_; }
   int64_t k() const { return k_; }
   uint64_t num_bytes() const { return num_bytes_; }
-  // A stream that reads them: their memory is released behind it.
-  void used_on(void* stream);
+  // After work that reads them was enqueued on `stream`: their memory is released behind it.
+  void used_on(void* stream) { marks_.note(stream); }
   // Whether the preparation is done. Of those that are, lets the sources go.
   bool prepared();
   // Waits; ValueError where a scale or a code was bad.
@@ -98,7 +99,7 @@ class Weights {
   qd_host_weights* host_ = nullptr;
   qd_weights* device_ = nullptr;
   std::vector<nanobind::object> sources_;  // of a preparation under way, or of codes that are overwritten in place
-  std::vector<void*> streams_;
+  Marks marks_;                            // preparation and uses
 };
 
 }  // namespace quadrille::python
