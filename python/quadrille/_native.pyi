@@ -7,6 +7,9 @@ from collections.abc import Sequence
 def version() -> str:
     """Of library and package."""
 
+def begin_exit() -> None:
+    """From here on daemon threads stay in the native calls they are in."""
+
 class Tensor:
     """
     What a call gives back: row-major memory that torch, numpy, jax and cupy take by DLPack without a copy.

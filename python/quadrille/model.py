@@ -186,6 +186,7 @@ class Model:
 
 @atexit.register
 def _close_models() -> None:
-    """No thread of an engine outlives the interpreter."""
+    """No thread of an engine outlives the interpreter, and no daemon thread sees its model closed."""
+    _native.begin_exit()
     for model in list(_open_models):
         model.close()

@@ -222,6 +222,9 @@ class Model {
 
  private:
   std::shared_ptr<qd_model> open() const {
+    if (!handle_) {
+      const ReleasedGil released;  // where the interpreter is ending, a daemon thread stays here
+    }
     if (!handle_) throw nb::value_error("the model was closed; load it again");
     if (::getpid() != process_) {
       throw std::runtime_error("the model belongs to the process that forked this one; load it after the fork");

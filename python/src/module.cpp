@@ -8,7 +8,7 @@ NB_MODULE(_native, module) {
   nanobind::set_leak_warnings(false);  // the library never prints; the tests count objects themselves
   module.doc() = "The compiled part of quadrille.";
   module.def("version", &qd_version, "Of library and package.");
-  quadrille::python::guard_exit();
+  quadrille::python::guard_exit(module);
   bind_tensor(module);
   bind_weights(module);
   bind_layer(module);

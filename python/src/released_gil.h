@@ -7,6 +7,7 @@
 #include <nanobind/nanobind.h>
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 
 #include <unistd.h>
@@ -18,8 +19,11 @@ namespace quadrille::python {
 // thread that comes back after exit began (guard_exit()) sleeps until the process is gone; nobody joins it.
 class ReleasedGil {
  public:
-  ReleasedGil() { release(); }
-  ~ReleasedGil() { acquire(); }
+  ReleasedGil() : state_(PyEval_SaveThread()) {}
+  ~ReleasedGil() {
+    acquire();
+    returning_.fetch_sub(1);
+  }
   ReleasedGil(const ReleasedGil&) = delete;
   ReleasedGil& operator=(const ReleasedGil&) = delete;
 
@@ -31,17 +35,21 @@ class ReleasedGil {
       while (true) ::pause();
     }
     PyEval_RestoreThread(state_);
+  }
+  void release() {
+    state_ = PyEval_SaveThread();
     returning_.fetch_sub(1);
   }
-  void release() { state_ = PyEval_SaveThread(); }
 
   // From Python's atexit, when only daemon threads are left besides the calling one. Returns when no thread is between
-  // its look at the flag and the lock.
+  // its look at the flag and the lock or in a callback, which would be unwound, too; or after a second, where a
+  // callback does not end. May be called again.
   static void begin_exit() {
     exit_thread_ = std::this_thread::get_id();
     exiting_.store(true);
     PyThreadState* state = PyEval_SaveThread();
-    while (returning_.load() != 0) std::this_thread::yield();
+    const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+    while (returning_.load() != 0 && std::chrono::steady_clock::now() < patience) std::this_thread::yield();
     PyEval_RestoreThread(state);
   }
 
@@ -52,9 +60,11 @@ class ReleasedGil {
   inline static std::thread::id exit_thread_;
 };
 
-// Once, from the module's initialisation.
-inline void guard_exit() {
-  nanobind::module_::import_("atexit").attr("register")(nanobind::cpp_function(&ReleasedGil::begin_exit));
+// Once, from the module's initialisation: module.begin_exit(), which atexit calls.
+inline void guard_exit(nanobind::module_& module) {
+  module.def("begin_exit", &ReleasedGil::begin_exit,
+             "From here on daemon threads stay in the native calls they are in.");
+  nanobind::module_::import_("atexit").attr("register")(module.attr("begin_exit"));
 }
 
 }  // namespace quadrille::python

@@ -73,7 +73,10 @@ def logits():
 def encode():
     while True:
         model.tokenizer.encode("some words of a text")
-for work in (generate, generate, logits, encode, encode):
+def report():
+    while True:
+        model.logits(list(range(300)), progress=lambda *_: sum(range(20000)))
+for work in (generate, generate, logits, encode, encode, report):
     threading.Thread(target=work, daemon=True).start()
 time.sleep(float(sys.argv[2]))
 """
