@@ -40,7 +40,7 @@ Status RankCalls::serve(int rank, model::AnyModel& model) {
     if (number_ == mine.done) return {};
     const Call& call = *call_;
     lock.unlock();
-    Status status = call(model);
+    const Status status = without_exceptions([&] { return call(model); });
     lock.lock();
     mine.done = number_;
     mine.status = status;

@@ -2,6 +2,10 @@
  * The C surface used from C. */
 #include "unit/api/c_calls.h"
 
+/* Headers of C alone, and beside each other. */
+#include "quadrille/c_host.h"
+#include "quadrille/c_model.h"
+
 enum { kN = 64, kK = 256, kGroup = 128, kRows = 5 };
 static uint32_t codes[kN * kK / 8];
 static uint16_t scales[kN * kK / kGroup];

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Requests, logits and new folders through the C functions, against the shared library alone.
 #include <gmock/gmock.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <filesystem>
 
+#include "support/scratch_folder.h"
 #include "unit/api/model_calls.h"
 
 namespace {
@@ -192,26 +192,25 @@ TEST(ModelFree, EndsWhatRuns) {
 
 class ModelMaking : public ::testing::Test {
  protected:
-  ModelMaking()
-      : folder_(std::filesystem::temp_directory_path() /
-                ("quadrille_model_api_" + std::to_string(::getpid()) + "_" +
-                 ::testing::UnitTest::GetInstance()->current_test_info()->name())) {
-    std::filesystem::create_directories(folder_);
+  // A prepared folder of the abacus.
+  std::string prepare(const std::string& name, const qd_progress* progress = nullptr, json* report = nullptr) {
+    const std::string out = scratch_.file(name);
+    qd_prepare_desc desc;
+    qd_prepare_desc_init(&desc);
+    desc.in = kAbacus.c_str();
+    desc.out = out.c_str();
+    const json made = json_of([&](auto* t, auto* e) { return qd_prepare_folder(&desc, progress, t, e); });
+    if (report != nullptr) *report = made;
+    return out;
   }
-  ~ModelMaking() override { std::filesystem::remove_all(folder_); }
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
-  std::filesystem::path folder_;
+  const ScratchFolder scratch_;
 };
 
 TEST_F(ModelMaking, PreparedFoldersAnswerAlike) {
-  const std::string out = path("prepared");
-  qd_prepare_desc desc;
-  qd_prepare_desc_init(&desc);
-  desc.in = kAbacus.c_str();
-  desc.out = out.c_str();
   Watcher watcher;
   const qd_progress progress = watcher.progress();
-  const json report = json_of([&](auto* t, auto* e) { return qd_prepare_folder(&desc, &progress, t, e); });
+  json report;
+  const std::string out = prepare("prepared", &progress, &report);
   EXPECT_EQ(report["numerics"], "exact");
   EXPECT_EQ(watcher.done, watcher.total);
   const OwnedModel model = load(desc_of(out));
@@ -219,13 +218,37 @@ TEST_F(ModelMaking, PreparedFoldersAnswerAlike) {
   const std::vector<int32_t> prompt = some_prompts(tokenizer.get())[1];
   const Answer expected = finish(shared_model(), submit(shared_model(), request_of(prompt)));
   EXPECT_EQ(finish(model.get(), submit(model.get(), request_of(prompt))).ids, expected.ids);
+  qd_prepare_desc desc;
+  qd_prepare_desc_init(&desc);
+  desc.in = kAbacus.c_str();
+  desc.out = out.c_str();
   qd_error error{};
   EXPECT_EQ(qd_prepare_folder(&desc, nullptr, nullptr, &error), QD_INVALID_ARGUMENT) << "it is there already";
   EXPECT_THAT(error.message, HasSubstr(out));
 }
 
+// A step that fails ends its requests with the words of the model, and the model goes on.
+TEST_F(ModelMaking, DamageEndsTheRequestsThatMeetIt) {
+  const std::string out = prepare("damaged");
+  std::string bytes = read_bytes(out + "/weights.quadrille");
+  // In the midst of the experts of layer 0, which are checked at their first use.
+  for (size_t at = bytes.size() * 42 / 100; at < bytes.size() * 48 / 100; at += 4096) {
+    bytes[at] = static_cast<char>(bytes[at] ^ 1);
+  }
+  scratch_.write("damaged/weights.quadrille", bytes);
+  const OwnedModel model = load(desc_of(out));
+  const std::vector<int32_t> prompt = some_prompts(tokenizer_of(model.get()).get())[0];
+  for (int round = 0; round < 2; ++round) {
+    const Answer answer = finish(model.get(), submit(model.get(), request_of(prompt)));
+    EXPECT_EQ(answer.finish, QD_FINISH_ERROR);
+    EXPECT_THAT(answer.error, HasSubstr("expected the checksum"));
+  }
+  const json metrics = json_of([&](auto* t, auto* e) { return qd_model_metrics(model.get(), t, e); });
+  EXPECT_EQ(metrics["free_pages"], metrics["total_pages"]);
+}
+
 TEST_F(ModelMaking, QuantisedFoldersRun) {
-  const std::string out = path("w4a8");
+  const std::string out = scratch_.file("w4a8");
   qd_quantize_desc desc;
   qd_quantize_desc_init(&desc);
   desc.in = kAbacusBf16.c_str();
@@ -243,7 +266,7 @@ TEST_F(ModelMaking, QuantisedFoldersRun) {
   const auto prompt = some_prompts(tokenizer.get())[0];
   EXPECT_THAT(finish(model.get(), submit(model.get(), request_of(prompt))).text, HasSubstr(kRightAnswer));
   qd_error error{};
-  const std::string unwanted = path("unwanted");
+  const std::string unwanted = scratch_.file("unwanted");
   desc.out = unwanted.c_str();
   Watcher watcher;
   watcher.stop_at = 1;
