@@ -63,8 +63,8 @@ def environment(build, python):
 def install(build, inside):
     extension = build / "python-extension" / inside.parent.parent.name
     run([inside, "-m", "pip", "install", "--disable-pip-version-check", "-q", "--no-build-isolation", "--no-deps",
-         "--force-reinstall", "-C", f"build-dir={extension}", "-C", f"cmake.define.QD_LIBRARY_DIR={build}", ROOT],
-        "pip install")
+         "--force-reinstall", f"--config-settings=build-dir={extension}",
+         f"--config-settings=cmake.define.QD_LIBRARY_DIR={build}", ROOT], "pip install")
 
 
 def write_skipped(report, reason):
