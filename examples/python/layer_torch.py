@@ -104,8 +104,8 @@ def main() -> None:
     difference = (out.double() - expected).abs()
     worst, room = (difference / error).max().item(), (error.median() / expected.square().mean().sqrt()).item()
     print(f"quadrille {quadrille.__version__} beside torch {torch.__version__}: {layer}")
-    print(f"relative difference {float(difference.norm() / expected.norm()):.1e}; the largest is {worst:.2f} of its bound, "
-          f"which is {room:.1e} of the outputs")
+    print(f"relative difference {float(difference.norm() / expected.norm()):.1e}; the largest is {worst:.2f} of its "
+          f"bound, which is {room:.1e} of the outputs")
     if worst > 1:
         raise SystemExit("the two layers differ")
     compiled = torch.compile(layer, fullgraph=True)

@@ -96,14 +96,16 @@ class Checkpoint:
         config = json.loads((self._folder / "config.json").read_text())
         groups = config.get("quantization_config", config.get("compression_config", {})).get("config_groups", {})
         if not groups:
-            raise ValueError(f"{self._folder}/config.json: expected a compressed-tensors quantization_config, found none")
+            raise ValueError(f"{self._folder}/config.json: expected a compressed-tensors quantization_config, "
+                             "found none")
         for name, group in groups.items():
             weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
             if (weights.get("num_bits"), weights.get("type"), weights.get("symmetric")) != (4, "int", True):
-                raise ValueError(f"{self._folder}/config.json: {name}: weights: expected symmetric int4, found {weights}")
+                raise ValueError(f"{self._folder}/config.json: {name}: weights: expected symmetric int4, "
+                                 f"found {weights}")
             if (inputs.get("num_bits"), inputs.get("type"), inputs.get("dynamic")) != (8, "float", True):
-                raise ValueError(f"{self._folder}/config.json: {name}: input_activations: expected dynamic 8-bit float, "
-                                 f"found {inputs or 'none: a weight-only checkpoint'}")
+                raise ValueError(f"{self._folder}/config.json: {name}: input_activations: expected dynamic 8-bit "
+                                 f"float, found {inputs or 'none: a weight-only checkpoint'}")
 
     def has(self, name: str) -> bool:
         """Whether the linear layer of that name is quantised here."""
@@ -122,8 +124,8 @@ class Checkpoint:
                    for end in ("weight_packed", "weight", "weight_scale", "bias") if f"{name}.{end}" in self._files}
         bias = tensors.get("bias")
         if module is not None and (bias is None) != (module.bias is None):
-            raise ValueError(f"{self._folder}: {name}: expected {'no' if module.bias is None else 'a'} bias as the model "
-                             f"has it, found {'none' if bias is None else 'one'}")
+            raise ValueError(f"{self._folder}: {name}: expected {'no' if module.bias is None else 'a'} bias as the "
+                             f"model has it, found {'none' if bias is None else 'one'}")
         packed = "weight_packed" in tensors
         return Codes(tensors["weight_packed" if packed else "weight"], tensors["weight_scale"],
                      "uint4b8" if packed else "int8",

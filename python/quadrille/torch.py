@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The MoE layer and the linear layer as PyTorch operators and modules: eager, torch.compile, CUDA graphs; for inference.
+"""The MoE layer and the linear layer as PyTorch operators and modules for inference: eager, compiled, in CUDA graphs.
 
 Pure Python over quadrille.MoELayer and quadrille.Linear, for torch 2.4 and later. Called by quadrille.transformers.
 """

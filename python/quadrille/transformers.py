@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts W4A8 layers into a Hugging Face model: replace() into one that is there, load() from a compressed-tensors folder.
+"""Puts W4A8 layers into a Hugging Face model: replace() into one that is there, load() of a compressed-tensors folder.
 
 For transformers 4.57 (a module per expert) and 5.x (fused experts). All layers are made before the first one is put in,
 and a failure takes them out again: a model is replaced as a whole or not at all.
@@ -139,10 +139,11 @@ def _find(model: nn.Module) -> list[_Site]:
             continue
         if reason:
             raise ValueError(f"{name} ({type(owner).__name__}): {reason}")
-        names = ("w1", "w3", "w2") if "Mixtral" in type(owner).__name__ and owner is parent else (
-            "gate_proj", "up_proj", "down_proj")
-        experts.append(_Site(name, parent, module, next(module.parameters()).dtype, names, config.num_experts_per_tok,
-                             getattr(parent, "norm_topk_prob", "Mixtral" in type(parent).__name__)))
+        has_numbers = hasattr(next(module.children(), None), "w1")  # Mixtral's names of 4.57
+        projections = ("w1", "w3", "w2") if has_numbers else ("gate_proj", "up_proj", "down_proj")
+        renormalise = getattr(parent, "norm_topk_prob", True)  # Mixtral always does, and says nothing
+        experts.append(_Site(name, parent, module, next(module.parameters()).dtype, projections,
+                             config.num_experts_per_tok, renormalise))
     inside = tuple(site.name + "." for site in experts)
     linears = [_Site(name, modules[name.rpartition(".")[0]], module, module.weight.dtype)
                for name, module in modules.items() if isinstance(module, nn.Linear) and not name.startswith(inside)]

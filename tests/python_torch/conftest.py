@@ -22,7 +22,7 @@ def _without_gradients():
 
 
 def golden_variants() -> list[tuple[Path, str]]:
-    """(folder of a golden model, name of its W4A8 variant): all where QUADRILLE_GOLDEN is set, else those in the tree."""
+    """(folder of a golden model, its W4A8 variant): all where QUADRILLE_GOLDEN is set, else those in the tree."""
     root = Path(os.environ["QUADRILLE_GOLDEN"]) / "models" if os.environ.get("QUADRILLE_GOLDEN") else (
         _ROOT / "tests" / "data" / "models")
     return [(path.parent, path.name) for path in sorted(root.glob("*/w4a8-*"))]

@@ -18,7 +18,7 @@ _ROUTER = {"top_k": 2, "scoring": "softmax"}
 
 
 def _bf16_bits(array):
-    return (np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16).astype(np.uint16)  # cut off: bits are all we need
+    return (np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16).astype(np.uint16)  # cut off, not rounded
 
 
 def _weights(random):
@@ -42,12 +42,15 @@ def test_layer_on_cupy_arrays(own_stream):
         layer(cupy.asarray(x), router_logits=cupy.asarray(logits), out=out, stream=stream)
         found = out.get(stream=stream)
     torch = pytest.importorskip("torch")
-    other = quadrille.MoELayer.from_tensors(
-        *(torch.from_numpy(a).cuda() if a.dtype == np.int32 else torch.from_numpy(a.view(np.int16)).cuda().view(torch.bfloat16)
-          for a in arrays), group_size=GROUP, router=_ROUTER)
-    expected = torch.from_dlpack(other(torch.from_numpy(x.view(np.int16)).cuda().view(torch.bfloat16),
-                                       router_logits=torch.from_numpy(logits).cuda()))
-    assert np.array_equal(found, expected.view(torch.int16).cpu().numpy().view(np.uint16)) and found.any()
+
+    def moved(array):
+        if array.dtype == np.uint16:
+            return torch.from_numpy(array.view(np.int16)).cuda().view(torch.bfloat16)
+        return torch.from_numpy(array).cuda()
+
+    other = quadrille.MoELayer.from_tensors(*map(moved, arrays), group_size=GROUP, router=_ROUTER)
+    expected = torch.from_dlpack(other(moved(x), router_logits=moved(logits))).view(torch.int16).cpu().numpy()
+    assert np.array_equal(found, expected.view(np.uint16)) and found.any()
 
 
 def test_linear_result_goes_back_to_cupy_as_fp32_input_of_other_work():

@@ -25,7 +25,8 @@ def _load(folder, variant):
 @golden
 def test_blocks_are_within_twice_the_noise_of_bf16(folder, variant):
     name = variant.removesuffix("-int")
-    oracle, info = load_file(folder / f"golden-{name}.safetensors"), json.loads((folder / f"golden-{name}.json").read_text())
+    oracle = load_file(folder / f"golden-{name}.safetensors")
+    info = json.loads((folder / f"golden-{name}.json").read_text())
     model = _load(folder, variant)
     blocks = [module for path, module in model.named_modules()
               if path.endswith((".mlp", ".block_sparse_moe")) and hasattr(module, "experts")]

@@ -59,7 +59,7 @@ def test_preparation_on_a_side_stream_while_the_default_stream_is_busy(given):
     sources, (x, logits) = _weights(), _batch()
     expected, delays = _expected(sources, x, logits), random.Random(1)
     side = torch.cuda.Stream()
-    for round_number in range(200):
+    for round_number in range(500):
         _busy(delays.choice([0, 0.05, 0.3, 1]))
         weights = {name: torch.full_like(value, 0x11 if value.dtype == torch.int32 else 9.0)
                    for name, value in sources.items()}
@@ -82,11 +82,30 @@ def test_preparation_on_a_side_stream_while_the_default_stream_is_busy(given):
         assert torch.equal(found, expected), f"round {round_number}"
 
 
+def test_delays_show_an_order_that_is_missing():
+    """The same work without the order, so that the test above is known to see it."""
+    sources, (x, logits) = _weights(), _batch()
+    expected = _expected(sources, x, logits)
+    side, wrong = torch.cuda.Stream(), 0
+    for _ in range(20):
+        weights = {name: torch.full_like(value, 0x11 if value.dtype == torch.int32 else 9.0)
+                   for name, value in sources.items()}
+        torch.cuda.synchronize()
+        _busy(20)
+        for name, value in sources.items():
+            weights[name].copy_(value)
+        with torch.cuda.stream(side):
+            layer = _prepare(weights)
+        wrong += not torch.equal(layer(x, router_logits=logits), expected)
+        torch.cuda.synchronize()
+    assert wrong, "the delays are too short to show anything"
+
+
 def test_layer_on_a_side_stream_meets_inputs_and_outputs_of_the_default_stream():
     weights, (x, logits) = _weights(), _batch()
     layer, expected = _prepare(weights), _expected(weights, x, logits)
     side, delays = torch.cuda.Stream(), random.Random(2)
-    for round_number in range(200):
+    for round_number in range(500):
         late_x, late_logits = torch.zeros_like(x), torch.zeros_like(logits)
         out = torch.zeros_like(x)
         _busy(delays.choice([0, 0.1, 0.5]))

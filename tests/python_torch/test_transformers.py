@@ -94,7 +94,8 @@ def test_replaced_golden_model_gives_the_oracles_logits(folder, variant):
 def test_blocks_in_bf16_are_within_twice_the_noise_of_bf16(folder, variant):
     """golden/README.md: single blocks in bf16 carry the noise that golden-VARIANT.json measured on another bf16 run."""
     name = variant.removesuffix("-int")
-    oracle, info = load_file(folder / f"golden-{name}.safetensors"), json.loads((folder / f"golden-{name}.json").read_text())
+    oracle = load_file(folder / f"golden-{name}.safetensors")
+    info = json.loads((folder / f"golden-{name}.json").read_text())
     model = _load(folder, variant, dtype=torch.bfloat16)
     blocks = [module for name, module in model.named_modules()
               if name.endswith((".mlp", ".block_sparse_moe")) and hasattr(module, "experts")]
@@ -291,8 +292,8 @@ def test_codes_of_a_checkpoint_go_into_a_model_that_is_there():
     loaded = _load(folder.parent, folder.name)
     config = transformers.AutoConfig.from_pretrained(folder)
     del config.quantization_config
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     quadrille.transformers.replace(model, folder)
-    model.load_state_dict(loaded.state_dict())
+    model.eval().load_state_dict(loaded.state_dict())
     ids = torch.arange(9)
     assert torch.equal(_logits(model, ids), _logits(loaded, ids))
