@@ -30,21 +30,32 @@ inline void check_launch(const char* kernel) {
   if (error != cudaSuccess) throw LaunchFailure(std::string(kernel) + ": " + cudaGetErrorString(error));
 }
 
+// What every chained kernel asks for: all that can be shared memory. A multiprocessor changes its split between L1 and
+// shared memory only when it is empty, so a small kernel that asks for less than its neighbours starts when they have
+// ended, and they when it has: nothing overlaps (routing behind a product, H100: 7.0 us instead of 5.3).
+inline cudaLaunchAttribute all_shared_memory() {
+  cudaLaunchAttribute split{};
+  split.id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+  split.val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+  return split;
+}
+
 // Starts a kernel whose CTAs may come up while the stream's kernel before it still runs (programmatic dependent
 // launch, an edge of its own kind in a captured graph). For kernels that keep the rule of ptx/chain.cuh and no others.
 template <typename... Parameters, typename... Arguments>
 void launch_chained(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
                     Arguments&&... arguments) {
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1] = all_shared_memory();
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = 2;
   if (cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...) != cudaSuccess) {
     check_launch("a chained launch");
   }

@@ -2,7 +2,7 @@
 // Starts the shared form: its shared memory, its grid of clusters, chained to the kernel before it.
 #pragma once
 
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/launch_clusters.h"
 #include "kernels/cuda/w4a8_gemm/launch.cuh"
 #include "kernels/cuda/w4a8_gemm/split_kernel.cuh"
 
@@ -20,19 +20,9 @@ void launch_split(const DeviceW4A8Gemm& p, const GemmArguments& args, const Spli
   const int64_t resident = std::max<int64_t>(1, static_cast<int64_t>(num_multiprocessors()) * Plan::kCtas / ctas);
   const auto clusters = static_cast<unsigned>(std::min(items, resident));
   if (clusters == 0) return;
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(ctas), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = clusters * static_cast<unsigned>(ctas);
-  config.blockDim = Plan::kThreads;
-  config.dynamicSmemBytes = Plan::kSharedBytes;
-  config.stream = native(stream);
-  config.attrs = attributes;
-  config.numAttrs = ctas > 1 ? 2 : 1;
-  if (cudaLaunchKernelEx(&config, kernel, args, in, ctas) != cudaSuccess) check_launch("w4a8_gemm, shared form");
+  launch_chained_clusters(kernel, clusters * static_cast<unsigned>(ctas), Plan::kThreads, static_cast<unsigned>(ctas),
+                          Plan::kSharedBytes, native(stream), args, in, ctas);
+  check_launch("w4a8_gemm, shared form");
 }
 
 // One unit a group size holds its token counts; `tile` is one with k_ctas > 0.
