@@ -41,7 +41,7 @@ while read -r python packages; do
   # TMPDIR: wheels are unpacked in the room too, and go with it.
   TMPDIR=$room "$room/venv/bin/pip" install --quiet --no-cache-dir --disable-pip-version-check "${names[@]}" pytest
   TMPDIR=$room "$room/venv/bin/pip" install --quiet --no-cache-dir --disable-pip-version-check \
-    -C build-dir="$room/build" -C cmake.define.QD_LIBRARY_DIR="$build" .
+    --config-settings=build-dir="$room/build" --config-settings=cmake.define.QD_LIBRARY_DIR="$build" .
   echo "== $python: $("$room/venv/bin/pip" freeze | grep -Ei '^(torch|transformers|jax|numpy)==' | tr '\n' ' ')" \
     "$(du -sh "$room" | cut -f1)"
   status=0
