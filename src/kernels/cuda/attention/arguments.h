@@ -17,7 +17,6 @@ struct AttentionArguments {
   int64_t least;        // blocks that a CTA has at least where they are spread
   int64_t most_blocks;  // of a single, in the workspace
   int32_t rows;         // of a partial result in shared memory: 8 or 16
-  int32_t groups = 0;   // of warps that share a block, where a cluster has a KV head; 0: it has not
 
   QD_HD int64_t head_pairs() const { return p.pages.num_kv_heads * heads.tiles(); }
   // Of a single: one a (KV head, head tile), then one of its row.
@@ -37,19 +36,23 @@ inline bool makes_fresh_heads(const DeviceQkv& p) {
          p.norm != HeadNorm::kWholeProjection;
 }
 
-// A cluster to a KV head: query heads of it at most, warps that share a block, such groups of a CTA at most.
+// A cluster to a KV head: query heads of it at most, warps that share a block, such groups of a CTA.
 inline constexpr int kClusterRows = 8;
 inline constexpr int kGroupWarps = 4;
-inline constexpr int kMostGroups = 4;
+inline constexpr int kGroups = 3;
+inline constexpr int kWeightPitch = 2 * kKeyBlock + 16;  // bytes between the weights of two heads
+// Bytes between rows of queries in shared memory: eight lanes that read pieces of two rows meet every bank once.
+inline constexpr int query_pitch_bytes(int padded_dim) {
+  return padded_dim * 2 + (padded_dim * 2 % 128 == 0 ? 64 : 0);
+}
 // Bytes in front of the tiles: barriers and words, query rows, four rows of fresh keys and values, maxima and weights.
 inline constexpr int cluster_tiles_at(int padded_dim) {
-  const int query_pitch = padded_dim * 2 + (padded_dim * 2 % 128 == 0 ? 64 : 0);
-  const int group = kGroupWarps * (kClusterRows * 4 + 32 * 8);
-  return (256 + kClusterRows * query_pitch + 8 * padded_dim + kMostGroups * group + 127) / 128 * 128;
+  const int group = kClusterRows * (kGroupWarps * 4 + kWeightPitch);
+  return (256 + kClusterRows * query_pitch_bytes(padded_dim) + 8 * padded_dim + kGroups * group + 127) / 128 * 128;
 }
 // Shared memory of a CTA that folds `slots` heads of up to `most_blocks` blocks.
-inline constexpr int64_t cluster_shared_bytes(int64_t padded_dim, int64_t groups, int64_t slots, int64_t most_blocks) {
-  return cluster_tiles_at(static_cast<int>(padded_dim)) + groups * 4 * kKeyBlock * padded_dim +
+inline constexpr int64_t cluster_shared_bytes(int64_t padded_dim, int64_t slots, int64_t most_blocks) {
+  return cluster_tiles_at(static_cast<int>(padded_dim)) + kGroups * 4 * kKeyBlock * padded_dim +
          slots * most_blocks * partial_pitch(padded_dim) * 4;
 }
 

@@ -17,15 +17,29 @@ struct BlockBuffer {
   const uint16_t* pool;  // tile of the KV head in page 0
   int64_t page_size;
 
-  // One thread; the half is free.
-  __device__ void fetch_keys(int32_t page) const { fetch(page, 0, key_barrier); }
-  __device__ void fetch_values(int32_t page) const { fetch(page, Tile<Dim>::kKeyBytes, value_barrier); }
+  // One thread; the half is free. rows: positions that anybody sees, the first ones of the page; what lies behind them
+  // stays as it is.
+  __device__ void fetch_keys(int32_t page, int rows = kKeyBlock) const { fetch(page, 0, rows, key_barrier); }
+  __device__ void fetch_values(int32_t page, int rows = kKeyBlock) const {
+    fetch(page, Tile<Dim>::kKeyBytes, rows, value_barrier);
+  }
 
  private:
-  __device__ void fetch(int32_t page, int offset, uint32_t barrier) const {
-    ptx::barrier_expect(barrier, Tile<Dim>::kKeyBytes);
-    ptx::bulk_copy(ptx::shared_address(tile + offset), pool + page * page_size + offset / 2, Tile<Dim>::kKeyBytes,
-                   barrier);
+  __device__ void fetch(int32_t page, int offset, int rows, uint32_t barrier) const {
+    constexpr uint32_t kChunk = layout::KvTile::kChunkSize * 2;
+    const uint32_t to = ptx::shared_address(tile + offset);
+    const uint16_t* from = pool + page * page_size + offset / 2;
+    if (rows == kKeyBlock) {
+      ptx::barrier_expect(barrier, Tile<Dim>::kKeyBytes);
+      ptx::bulk_copy(to, from, Tile<Dim>::kKeyBytes, barrier);
+      return;
+    }
+    const uint32_t bytes = static_cast<uint32_t>(rows) * (kChunk / kKeyBlock);
+    ptx::barrier_expect(barrier, bytes * (Dim / 32));
+#pragma unroll 1
+    for (uint32_t c = 0; c < Dim / 32; ++c) {
+      ptx::bulk_copy(to + c * kChunk, from + c * (kChunk / 2), bytes, barrier);
+    }
   }
 };
 

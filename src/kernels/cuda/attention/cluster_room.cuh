@@ -10,48 +10,52 @@ namespace quadrille::kernels::cuda {
 template <int Dim>
 struct ClusterRoom {
   static constexpr int kPitch = static_cast<int>(partial_pitch(Dim));  // floats of a block's result for a head
-  // Bytes between query rows: eight lanes that read pieces of two rows meet every bank once.
-  static constexpr int kQueryPitch = Dim * 2 + (Dim * 2 % 128 == 0 ? 64 : 0);
-  static constexpr int kMaximaBytes = kGroupWarps * kClusterRows * 4, kWeightBytes = kGroupWarps * 32 * 8;
+  static constexpr int kQueryPitch = query_pitch_bytes(Dim);
+  static constexpr int kMaximaBytes = kGroupWarps * kClusterRows * 4, kWeightBytes = kClusterRows * kWeightPitch;
   // Barriers: of the results, then for each group of keys and of values. A word, then a word a warp.
   static constexpr int kBarriersAt = 0, kFlagAt = 128, kTopsAt = 132;
   static constexpr int kQueriesAt = 256;
   static constexpr int kFreshAt = kQueriesAt + kClusterRows * kQueryPitch;
   static constexpr int kGroupsAt = kFreshAt + 4 * Dim * 2;
   static constexpr int kTilesAt = cluster_tiles_at(Dim);
-  static_assert(8 + 16 * kMostGroups <= kFlagAt && kTopsAt + 4 * kGroupWarps * kMostGroups <= kQueriesAt);
-  static_assert(kGroupsAt + kMostGroups * (kMaximaBytes + kWeightBytes) <= kTilesAt);
+  static_assert(8 + 16 * kGroups <= kFlagAt && kTopsAt + 4 * kGroupWarps * kGroups <= kQueriesAt);
+  static_assert(kGroupsAt + kGroups * (kMaximaBytes + kWeightBytes) <= kTilesAt);
 
   uint8_t* base;
 
   __device__ __forceinline__ uint32_t results_barrier() const { return ptx::shared_address(base); }
   __device__ __forceinline__ uint32_t key_barrier(int group) const { return results_barrier() + 8 + 16 * group; }
   __device__ __forceinline__ uint32_t value_barrier(int group) const { return key_barrier(group) + 8; }
-  // Row of a query head.
   __device__ __forceinline__ uint16_t* query(int row) const {
     return reinterpret_cast<uint16_t*>(base + kQueriesAt + row * kQueryPitch);
   }
-  // Key (0) or value (1) of the position `back` before the token's.
-  __device__ __forceinline__ uint16_t* fresh(int back, int kind) const {
-    return reinterpret_cast<uint16_t*>(base + kFreshAt) + (2 * back + kind) * Dim;
-  }
+  __device__ __forceinline__ uint16_t* newest() const { return reinterpret_cast<uint16_t*>(base + kFreshAt); }
   // [warps, rows] largest scores of a warp's keys.
   __device__ __forceinline__ float* maxima(int group) const {
     return reinterpret_cast<float*>(base + kGroupsAt + group * (kMaximaBytes + kWeightBytes));
   }
-  // [warps, lanes] weights of a warp's keys, as words 0 and 2 of an A fragment.
-  __device__ __forceinline__ uint2* weights(int group) const {
-    return reinterpret_cast<uint2*>(base + kGroupsAt + group * (kMaximaBytes + kWeightBytes) + kMaximaBytes);
+  // The weights of a head's keys [64], bf16; the pitch keeps heads in banks of their own.
+  __device__ __forceinline__ uint16_t* weights(int group, int head) const {
+    return reinterpret_cast<uint16_t*>(base + kGroupsAt + group * (kMaximaBytes + kWeightBytes) + kMaximaBytes +
+                                       head * kWeightPitch);
+  }
+  // [kFoldBlocks] of a warp that folds, where queries, maxima and weights were: a CTA folds when all of it has read
+  // them.
+  __device__ __forceinline__ float4* factors(int warp) const {
+    constexpr int kWarps = kClusterRows / 2 * (Dim / 32);  // a warp has 32 dimensions of a row; clusters are 2 or more
+    static_assert((kWarps < kGroups * kGroupWarps ? kWarps : kGroups * kGroupWarps) * 512 <= kTilesAt - kQueriesAt);
+    return reinterpret_cast<float4*>(base + kQueriesAt) + warp * 32;
   }
   __device__ __forceinline__ uint8_t* tile(int group) const { return base + kTilesAt + group * Tile<Dim>::kBytes; }
   // [heads that this CTA folds, blocks, kPitch], behind the tiles.
-  __device__ __forceinline__ float* results(int groups) const { return reinterpret_cast<float*>(tile(groups)); }
+  __device__ __forceinline__ float* results() const { return reinterpret_cast<float*>(tile(kGroups)); }
 };
 
-// Block i of the token belongs to CTA i % cluster, there to group i / cluster % groups. Head row r is folded by CTA
+// Block i of the token belongs to CTA i % cluster, there to group i / cluster % kGroups. Head row r is folded by CTA
 // r % cluster, which keeps its results in slot r / cluster.
 struct ClusterWork {
   int32_t cluster, rank, single, kv;
+  int32_t shift;  // cluster is 1 << shift
   int32_t count;  // of blocks
   int32_t fresh;  // positions up to the token's own that are of this step: 1 or 2
   int32_t token, position, first_block;
@@ -61,7 +65,8 @@ struct ClusterWork {
   __device__ __forceinline__ explicit ClusterWork(const AttentionArguments& args)
       : cluster(static_cast<int32_t>(args.cluster)), rank(ptx::cluster_rank()) {
     const auto kv_heads = static_cast<uint32_t>(args.p.pages.num_kv_heads);
-    const uint32_t item = blockIdx.x / static_cast<uint32_t>(cluster);
+    shift = __ffs(cluster) - 1;
+    const uint32_t item = blockIdx.x >> shift;
     single = static_cast<int32_t>(item / kv_heads);
     kv = static_cast<int32_t>(item % kv_heads);
     token = args.p.singles == nullptr ? single : args.p.singles[single];

@@ -16,217 +16,176 @@
 
 namespace quadrille::kernels::cuda {
 
-// --- Heads: a warp each ---
-
-// Head `number` of a CTA: its query rows, then key and value of the positions of this step, newest first.
-template <int Dim>
-class HeadTask {
- public:
-  __device__ __forceinline__ static int count(const AttentionArguments& args, const ClusterWork& work) {
-    return static_cast<int>(args.heads.packed()) + (work.has_fresh() ? 2 * work.fresh : 0);
-  }
-
-  // Reads nothing that is younger than the predecessor.
-  __device__ __forceinline__ void prepare(const AttentionArguments& args, const ClusterWork& work,
-                                          const ClusterRoom<Dim>& room, int number) {
-    const DeviceQkv& p = args.p.projection;
-    const int rows = static_cast<int>(args.heads.packed());
-    const int64_t kv_heads = p.pages.num_kv_heads;
-    const bool is_query = number < rows;
-    const int back = is_query ? 0 : (number - rows) / 2, kind = is_query ? 0 : (number - rows) % 2;
-    const int64_t query_head = is_query ? work.head_at(args, number) : -1;
-    const int64_t head = is_query ? query_head : p.num_heads + kind * kv_heads + work.kv;
-    from_ = head < 0 ? nullptr : p.qkv + static_cast<int64_t>(work.token - back) * p.qkv_pitch + head * Dim;
-    to_ = is_query ? room.query(number) : room.fresh(back, kind);
-    page_ = nullptr;
-    const bool has_norm = p.norm == HeadNorm::kPerHead && kind == 0;
-    head_.load_tables(p, has_norm ? (is_query ? p.q_norm : p.k_norm) : nullptr, kind == 0, work.position - back);
-    if (is_query || back != 0 || work.owner_of(work.block_of(0)) != work.rank) return;
-    const layout::KvTile map{kv_heads, Dim};
-    const int64_t place = work.position % kKeyBlock;
-    page_ = args.p.pages.data + work.pages[work.block_of(0)] * map.page_size();
-#pragma unroll
-    for (int m = 0; m < kHeld; ++m) {
-      const int64_t dim = static_cast<int>(threadIdx.x) % 32 + 32 * m;
-      at_[m] =
-          static_cast<int32_t>(kind == 0 ? map.key_offset(work.kv, place, dim) : map.value_offset(work.kv, place, dim));
-    }
-  }
-  __device__ __forceinline__ void run() const {
-    if (from_ == nullptr) return;
-    uint16_t made[kHeld];
-    head_.make(from_, made);
-#pragma unroll
-    for (int m = 0; m < kHeld; ++m) {
-      to_[static_cast<int>(threadIdx.x) % 32 + 32 * m] = made[m];
-      if (page_ != nullptr) page_[at_[m]] = made[m];
-    }
-  }
-
- private:
-  static constexpr int kHeld = FreshHead<Dim>::kHeld;
-  FreshHead<Dim> head_;
-  const uint16_t* from_;
-  uint16_t* to_;
-  uint16_t* page_;  // of the token, null: not written
-  int32_t at_[kHeld];
-};
-
 // --- Blocks: a group of four warps each ---
 
-// The step's own positions go into a block that was fetched before they were written, and values behind the token's
-// position become zero. All threads of the group, behind both halves.
+// The step's own positions, and zeros for values behind the token's. All threads of the group, behind both halves.
 template <int Dim>
-__device__ __forceinline__ void refresh_block(const ClusterWork& work, const ClusterRoom<Dim>& room, int i,
-                                              uint8_t* tile, int thread) {
+__device__ __forceinline__ void refresh_block(const ClusterWork& work, const FreshPlaces& places, int i, uint8_t* tile,
+                                              int thread) {
   constexpr int kThreads = kGroupWarps * 32;
-  const layout::KvTile map{1, Dim};
-  auto* to = reinterpret_cast<uint16_t*>(tile);
-  for (int back = 0; back < work.fresh; ++back) {
-    if (work.block_of(back) != i) continue;
-    const int64_t place = (work.position - back) % kKeyBlock;
-    if (thread < Dim) {
-      to[map.key_offset(0, place, thread)] = room.fresh(back, 0)[thread];
-      to[map.value_offset(0, place, thread)] = room.fresh(back, 1)[thread];
-    }
-  }
+  place_newest<Dim>(places, static_cast<int64_t>(work.first_block + i) * kKeyBlock, tile, thread, kThreads);
   const int last = work.in_block(i).last;
   if (last < kKeyBlock - 1) clear_values_behind<Dim>(tile, last, thread, kThreads);
   ptx::fence_async_shared();  // before the group's next block, which may come into the same place
 }
 
-// Scores of the warp's 16 keys: [j] keys 8 j + 2 t, + 1 of them, row g.
+// Keys and values are the rows of the products (A) and the heads their columns, so no row of a fragment is idle. The
+// bits are those of block.cuh: a step's products and their order within it are the same.
+
+// Scores of the warp's 16 keys: [r][e] key g + 8 r, head 2 t + e.
 template <int Dim>
 __device__ __forceinline__ void share_of_scores(const ClusterRoom<Dim>& room, const uint8_t* tile, int warp,
-                                                const SeenPart& seen, float (&score)[2][2]) {
+                                                int first_seen, int last_seen, float (&score)[2][2]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const uint32_t keys = ptx::shared_address(tile);
   const uint16_t* row = room.query(lane / 4) + 8 * (lane % 4);
-  float sum[2][4] = {};
+  float sum[4] = {};
 #pragma unroll
   for (int c = 0; c < Dim / 32; ++c) {
     const uint4 query = *reinterpret_cast<const uint4*>(row + 32 * c);
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      uint32_t key[4];
-      ptx::load_matrices(keys + key_piece_at(2 * warp + j, c, lane), key);
-      ptx::mma_bf16(sum[j], query.x, 0, query.y, 0, key[0], key[1]);
-      ptx::mma_bf16(sum[j], query.z, 0, query.w, 0, key[2], key[3]);
-    }
+    uint32_t low[4], high[4];
+    ptx::load_matrices(keys + key_piece_at(2 * warp, c, lane), low);
+    ptx::load_matrices(keys + key_piece_at(2 * warp + 1, c, lane), high);
+    ptx::mma_bf16(sum, low[0], high[0], low[1], high[1], query.x, query.y);
+    ptx::mma_bf16(sum, low[2], high[2], low[3], high[3], query.z, query.w);
   }
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
+  for (int r = 0; r < 2; ++r) {
+    const int key = 16 * warp + lane / 4 + 8 * r;
+    const bool visible = key >= first_seen && key <= last_seen;
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int key = 16 * warp + 8 * j + lane % 4 * 2 + e;
-      score[j][e] = key >= seen.first && key <= seen.last ? sum[j][e] : -__builtin_inff();
-    }
+    for (int e = 0; e < 2; ++e) score[r][e] = visible ? sum[2 * r + e] : -__builtin_inff();
   }
 }
 
-// The row's largest score of the block times scale2, known to all warps of the group, and the weights of all keys.
-// In two steps with the group's barrier between and behind.
+// The largest score of each head among the warp's keys, for the group.
 template <int Dim>
 __device__ __forceinline__ void note_largest(const ClusterRoom<Dim>& room, int group, int warp,
                                              const float (&score)[2][2]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  float largest = fmaxf(fmaxf(score[0][0], score[0][1]), fmaxf(score[1][0], score[1][1]));
-  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
-  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
-  if (lane % 4 == 0) room.maxima(group)[warp * kClusterRows + lane / 4] = largest;
-}
-template <int Dim>
-__device__ __forceinline__ float note_weights(const ClusterRoom<Dim>& room, int group, int warp, float scale2,
-                                              const float (&score)[2][2]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const float* maxima = room.maxima(group) + lane / 4;
-  const float top =
-      fmaxf(fmaxf(maxima[0], maxima[kClusterRows]), fmaxf(maxima[2 * kClusterRows], maxima[3 * kClusterRows])) * scale2;
-  float power[2][2];
+  float largest[2];
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
+  for (int e = 0; e < 2; ++e) {
+    largest[e] = fmaxf(score[0][e], score[1][e]);
 #pragma unroll
-    for (int e = 0; e < 2; ++e) power[j][e] = ptx::exp2_fast(__builtin_fmaf(score[j][e], scale2, -top));
+    for (int distance = 4; distance < 32; distance *= 2) {
+      largest[e] = fmaxf(largest[e], __shfl_xor_sync(kAllLanes, largest[e], distance));
+    }
   }
-  room.weights(group)[warp * 32 + lane] =
-      make_uint2(ptx::bf16_pair(power[0][0], power[0][1]), ptx::bf16_pair(power[1][0], power[1][1]));
+  if (lane < 4) {
+    *reinterpret_cast<float2*>(room.maxima(group) + warp * kClusterRows + 2 * lane) =
+        make_float2(largest[0], largest[1]);
+  }
+}
+// Behind the group's barrier: the weights of the warp's keys, for the group. Returns the largest score of heads 2 t and
+// 2 t + 1 times scale2.
+template <int Dim>
+__device__ __forceinline__ float2 note_weights(const ClusterRoom<Dim>& room, int group, int warp, float scale2,
+                                               const float (&score)[2][2]) {
+  const int g = static_cast<int>(threadIdx.x) % 32 / 4, t = static_cast<int>(threadIdx.x) % 4;
+  const float* maxima = room.maxima(group) + 2 * t;
+  float2 top = *reinterpret_cast<const float2*>(maxima);
+#pragma unroll
+  for (int w = 1; w < kGroupWarps; ++w) {
+    const float2 other = *reinterpret_cast<const float2*>(maxima + w * kClusterRows);
+    top = make_float2(fmaxf(top.x, other.x), fmaxf(top.y, other.y));
+  }
+  top = make_float2(top.x * scale2, top.y * scale2);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const uint32_t pair = ptx::bf16_pair(ptx::exp2_fast(__builtin_fmaf(score[r][0], scale2, -top.x)),
+                                         ptx::exp2_fast(__builtin_fmaf(score[r][1], scale2, -top.y)));
+    const int key = 16 * warp + g + 8 * r;
+    room.weights(group, 2 * t)[key] = static_cast<uint16_t>(pair);
+    room.weights(group, 2 * t + 1)[key] = static_cast<uint16_t>(pair >> 16);
+  }
   return top;
 }
 
-// Where row lane / 4 of block i goes: [kPitch] floats of the CTA that folds it. 0: nobody wants it.
+// Where the results of a row of heads go: kPitch floats a block, in the CTA that folds the row.
 template <int Dim>
-struct ResultPlace {
-  uint32_t address, barrier;
+struct ResultRow {
+  uint32_t address, barrier;  // address 0: nobody wants it
 
-  __device__ __forceinline__ ResultPlace(const AttentionArguments& args, const ClusterWork& work,
-                                         const ClusterRoom<Dim>& room, int i) {
-    const int row = static_cast<int>(threadIdx.x) % 32 / 4;
-    const int owner = work.owner_of(row), slot = row / work.cluster;
-    const float* to = room.results(args.groups) + (slot * work.count + i) * ClusterRoom<Dim>::kPitch;
+  __device__ __forceinline__ ResultRow(const AttentionArguments& args, const ClusterWork& work,
+                                       const ClusterRoom<Dim>& room, int row) {
+    const int owner = work.owner_of(row);
+    const float* to = room.results() + (row >> work.shift) * work.count * ClusterRoom<Dim>::kPitch;
     address = work.head_at(args, row) < 0 ? 0 : ptx::address_in(ptx::shared_address(to), owner);
     barrier = ptx::address_in(room.results_barrier(), owner);
   }
-  __device__ __forceinline__ void store(int at, float a, float b, float c, float d) const {
-    if (address != 0) ptx::store_remote(address + 4 * at, a, b, c, d, barrier);
+  __device__ __forceinline__ void store(int i, int at, float a, float b, float c, float d) const {
+    if (address != 0) ptx::store_remote(address + 4 * (i * ClusterRoom<Dim>::kPitch + at), a, b, c, d, barrier);
   }
 };
 
 // Sums of the values: a warp has 32 dimensions; warp 0 has the sum of the weights as well. In the results dimension
-// 32 c + 8 j + 2 t + e lies at 32 c + 8 t + 2 j + e.
+// 32 c + 8 i + g lies at 32 c + 4 g + i. rows: heads 2 t and 2 t + 1.
 template <int Dim>
 __device__ __forceinline__ void share_of_values(const ClusterRoom<Dim>& room, int group, int warp, const uint8_t* tile,
-                                                float top, const ResultPlace<Dim>& place) {
+                                                const float2& top, int i, const ResultRow<Dim> (&rows)[2]) {
   constexpr uint32_t kOnes = 0x3f803f80u;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (warp >= Dim / 32) return;
-  Weights w;
+  const uint32_t values = ptx::shared_address(tile) + Tile<Dim>::kKeyBytes;
+  const auto* own = reinterpret_cast<const uint32_t*>(room.weights(group, lane / 4)) + lane % 4;
+  uint32_t weight[4][2];
 #pragma unroll
   for (int s = 0; s < 4; ++s) {
-    const uint2 a = room.weights(group)[s * 32 + lane];
-    w.a[s][0] = a.x;
-    w.a[s][2] = a.y;
-    w.a[s][1] = w.a[s][3] = 0;
+    weight[s][0] = own[8 * s];
+    weight[s][1] = own[8 * s + 4];
   }
-  float sum[4][4];
-  block_values<Dim>(w, tile, warp, lane, sum);
-  const int at = 32 * warp + 8 * (lane % 4);
-  place.store(at, sum[0][0], sum[0][1], sum[1][0], sum[1][1]);
-  place.store(at + 4, sum[2][0], sum[2][1], sum[3][0], sum[3][1]);
+  float sum[2][4] = {};
+#pragma unroll
+  for (int s = 0; s < 4; ++s) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      uint32_t v[4];
+      ptx::load_matrices_transposed(values + value_piece_at(s, warp, 2 * h, lane), v);
+      ptx::mma_bf16(sum[h], v[0], v[2], v[1], v[3], weight[s][0], weight[s][1]);
+    }
+  }
+  const int at = 32 * warp + lane / 4 * 4;
+  rows[0].store(i, at, sum[0][0], sum[0][2], sum[1][0], sum[1][2]);
+  rows[1].store(i, at, sum[0][1], sum[0][3], sum[1][1], sum[1][3]);
   if (warp != 0) return;
   float norm[4] = {};
 #pragma unroll
-  for (int s = 0; s < 4; ++s) ptx::mma_bf16(norm, w.a[s][0], 0, w.a[s][2], 0, kOnes, kOnes);
-  if (lane % 4 == 0) place.store(Dim, top, norm[0], 0.0f, 0.0f);
+  for (int s = 0; s < 4; ++s) ptx::mma_bf16(norm, kOnes, kOnes, kOnes, kOnes, weight[s][0], weight[s][1]);
+  if (lane >= 4) return;
+  rows[0].store(i, Dim, top.x, norm[0], 0.0f, 0.0f);
+  rows[1].store(i, Dim, top.y, norm[1], 0.0f, 0.0f);
 }
 
-// The blocks of one group of warps.
+// The blocks of one group of warps. The newest positions stand in the first one already.
 template <int Dim>
 __device__ __forceinline__ void take_group_blocks(const AttentionArguments& args, const ClusterWork& work,
-                                                  const ClusterRoom<Dim>& room, const BlockBuffer<Dim>& buffer,
+                                                  const ClusterRoom<Dim>& room, const FreshPlaces& places,
+                                                  const BlockBuffer<Dim>& buffer, const ResultRow<Dim> (&rows)[2],
                                                   int group, int first) {
   const int thread = static_cast<int>(threadIdx.x) % (kGroupWarps * 32);
-  const int warp = thread / 32, stride = work.cluster * args.groups;
+  const int warp = thread / 32, stride = work.cluster * kGroups;
   uint32_t parity = 0;
   for (int i = first; i < work.count; i += stride) {
     const int32_t next_page = i + stride < work.count ? work.pages[i + stride] : -1;
     ptx::barrier_wait(buffer.key_barrier, parity);
-    if (i >= work.block_of(work.fresh - 1)) {
+    if (i > first && i >= work.block_of(work.fresh - 1)) {
       ptx::barrier_wait(buffer.value_barrier, parity);
-      refresh_block<Dim>(work, room, i, buffer.tile, thread);
+      refresh_block<Dim>(work, places, i, buffer.tile, thread);
       ptx::warpgroup_barrier(1 + group);  // the block is as the token sees it
     }
     float score[2][2];
-    share_of_scores<Dim>(room, buffer.tile, warp, work.in_block(i), score);
+    const int begin = (work.first_block + i) * kKeyBlock;
+    share_of_scores<Dim>(room, buffer.tile, warp, work.first_key - begin, work.position - begin, score);
     note_largest<Dim>(room, group, warp, score);
     ptx::warpgroup_barrier(1 + group);  // the maxima stand, the keys have been read
     if (thread == 0 && next_page >= 0) buffer.fetch_keys(next_page);
-    const float top = note_weights<Dim>(room, group, warp, args.scale2, score);
-    const ResultPlace<Dim> place(args, work, room, i);
+    const float2 top = note_weights<Dim>(room, group, warp, args.scale2, score);
     ptx::barrier_wait(buffer.value_barrier, parity);
     ptx::warpgroup_barrier(1 + group);  // the weights stand
-    share_of_values<Dim>(room, group, warp, buffer.tile, top, place);
+    share_of_values<Dim>(room, group, warp, buffer.tile, top, i, rows);
     parity ^= 1;
-    if (next_page < 0) continue;
+    if (next_page < 0) return;
     ptx::warpgroup_barrier(1 + group);  // the values have been read
     if (thread == 0) buffer.fetch_values(next_page);
   }
@@ -242,43 +201,42 @@ __device__ __forceinline__ uint32_t result_bytes(const AttentionArguments& args,
   return rows * static_cast<uint32_t>(work.count) * ClusterRoom<Dim>::kPitch * 4;
 }
 
-// Row `row` of the heads, 64 dimensions of it, by one warp: a lane has two.
+// 32 dimensions of a head, by one warp: a lane has place 32 part + lane of the results. factors: [32] of the warp.
 template <int Dim>
 __device__ __forceinline__ void fold_row(const AttentionArguments& args, const ClusterWork& work, const float* results,
-                                         int64_t head, int part) {
-  constexpr int kPitch = ClusterRoom<Dim>::kPitch;
+                                         float4* factors, int64_t head, int part) {
+  constexpr int kPitch = ClusterRoom<Dim>::kPitch, kAtOnce = 8;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int at = 64 * part + 2 * lane;
-  const bool holds = at < Dim;
   Running running;
-  float2 sum = make_float2(0.0f, 0.0f);
+  float sum = 0.0f;
   for (int base = 0; base < work.count; base += kFoldBlocks) {
     const float* from = results + base * kPitch;
     const int count = min(kFoldBlocks, work.count - base);
     const float2 own = lane < count ? *reinterpret_cast<const float2*>(from + lane * kPitch + Dim)
                                     : make_float2(-__builtin_inff(), 0.0f);
-    const BlockFactors factors = block_factors(own.x, running.top);
-    running.top = factors.top;
-#pragma unroll 8
+    const BlockFactors found = block_factors(own.x, running.top);
+    running.top = found.top;
+    factors[lane] = make_float4(found.fold.keep, found.fold.take, own.y, 0.0f);
+    __syncwarp();  // the factors stand
+    from += 32 * part + lane;
+#pragma unroll kAtOnce
     for (int j = 0; j < count; ++j) {
-      const Fold fold{__shfl_sync(kAllLanes, factors.fold.keep, j), __shfl_sync(kAllLanes, factors.fold.take, j)};
-      running.norm = folded(running.norm, fold, __shfl_sync(kAllLanes, own.y, j));
-      const float2 block = holds ? *reinterpret_cast<const float2*>(from + j * kPitch + at) : make_float2(0.0f, 0.0f);
-      sum.x = folded(sum.x, fold, block.x);
-      sum.y = folded(sum.y, fold, block.y);
+      const float4 f = factors[j];
+      running.norm = folded(running.norm, {f.x, f.y}, f.z);
+      sum = folded(sum, {f.x, f.y}, from[j * kPitch]);
     }
+    __syncwarp();  // they have been read
   }
-  if (!holds) return;
-  const int dim = at / 32 * 32 + at % 8 / 2 * 8 + at % 32 / 8 * 2;
-  uint16_t* out = args.p.out + (work.token * args.p.num_heads + head) * Dim;
-  *reinterpret_cast<uint32_t*>(out + dim) = ptx::bf16_pair(sum.x / running.norm, sum.y / running.norm);
+  const uint32_t value = ptx::bf16_pair(sum / running.norm, 0.0f);
+  const int dim = 32 * part + lane % 4 * 8 + lane / 4;
+  args.p.out[(work.token * args.p.num_heads + head) * Dim + dim] = static_cast<uint16_t>(value);
 }
 
 template <int Dim>
 __device__ __forceinline__ void fold_rows(const AttentionArguments& args, const ClusterWork& work,
                                           const ClusterRoom<Dim>& room) {
-  constexpr int kParts = (Dim + 63) / 64;
-  const int rows = kClusterRows / work.cluster;  // of the CTA
+  constexpr int kParts = Dim / 32;
+  const int rows = kClusterRows >> work.shift;  // of the CTA
   ptx::barrier_wait_cluster(room.results_barrier(), 0);
   for (int i = static_cast<int>(threadIdx.x) / 32; i < rows * kParts; i += static_cast<int>(blockDim.x) / 32) {
     const int slot = i / kParts, row = slot * work.cluster + work.rank;
@@ -289,17 +247,34 @@ __device__ __forceinline__ void fold_rows(const AttentionArguments& args, const 
       for (int d = static_cast<int>(threadIdx.x) % 32; d < Dim; d += 32) out[d] = 0;
       continue;
     }
-    fold_row<Dim>(args, work, room.results(args.groups) + slot * work.count * ClusterRoom<Dim>::kPitch, head,
-                  i % kParts);
+    auto* const factors = room.factors(static_cast<int>(threadIdx.x) / 32);
+    fold_row<Dim>(args, work, room.results() + slot * work.count * ClusterRoom<Dim>::kPitch, factors, head, i % kParts);
   }
 }
 
+// The tile with the position `back` before the token's, where it is among the first of this CTA; null: it is not.
 template <int Dim>
-__global__ void __launch_bounds__(kMostGroups* kGroupWarps * 32)
+__device__ __forceinline__ uint16_t* tile_of_position(const AttentionArguments& args, const ClusterWork& work,
+                                                      const ClusterRoom<Dim>& room, int back) {
+  if (work.position < 0 || back >= work.fresh) return nullptr;
+  const int i = work.block_of(back);
+  if (i < 0 || work.owner_of(i) != work.rank || i >= work.cluster * kGroups) return nullptr;
+  return reinterpret_cast<uint16_t*>(room.tile(i >> work.shift));
+}
+// Returns when the first block in `tile` has come.
+template <int Dim>
+__device__ __forceinline__ void wait_for_block(const ClusterRoom<Dim>& room, const uint16_t* tile) {
+  const auto group = static_cast<int>((reinterpret_cast<const uint8_t*>(tile) - room.tile(0)) / Tile<Dim>::kBytes);
+  ptx::barrier_wait(room.key_barrier(group), 0);
+  ptx::barrier_wait(room.value_barrier(group), 0);
+}
+
+template <int Dim>
+__global__ void __launch_bounds__(kGroups* kGroupWarps * 32)
     cluster_singles_kernel(const __grid_constant__ AttentionArguments args) {
   extern __shared__ __align__(128) uint8_t shared[];
   const ClusterRoom<Dim> room{shared};
-  const int warp = static_cast<int>(threadIdx.x) / 32, warps = static_cast<int>(blockDim.x) / 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
   const int group = warp / kGroupWarps;
   const ClusterWork work(args);
   const layout::KvTile map{args.p.pages.num_kv_heads, Dim};
@@ -319,18 +294,33 @@ __global__ void __launch_bounds__(kMostGroups* kGroupWarps * 32)
       buffer.fetch_values(page);
     }
   }
-  const int heads = work.position < 0 ? 0 : HeadTask<Dim>::count(args, work);
+  FreshPlaces places{work.token, work.position, work.kv, 0, work.fresh, work.has_fresh(), -1};
+  places.query_pitch = room.kQueryPitch / 2;
+  places.query = room.query(0);
+  places.newest = room.newest();
+  places.own_tile = tile_of_position(args, work, room, 0);
+  places.previous_tile = tile_of_position(args, work, room, 1);
+  if (work.position >= 0 && work.owner_of(work.block_of(0)) == work.rank) places.page = work.pages[work.block_of(0)];
+  // A warp each: groups enough for query heads and two fresh keys and values.
+  static_assert(kGroups * kGroupWarps >= kClusterRows + 4);
+  const int heads = HeadTask<Dim>::count(args, places);
   HeadTask<Dim> task;
-  if (warp < heads) task.prepare(args, work, room, warp);
-  ptx::cluster_meet();  // the barriers of all CTAs stand
+  if (warp < heads) task.prepare(args, places, warp);
+  __syncthreads();      // the barriers of the CTA stand
+  ptx::cluster_meet();  // those of all CTAs
+  if (warp < heads && task.tile(places) != nullptr) wait_for_block(room, task.tile(places));
+  if (first < work.count && first == work.count - 1) {
+    ptx::barrier_wait(buffer.value_barrier, 0);
+    const int last = work.in_block(first).last;
+    clear_values_behind<Dim>(buffer.tile, last, static_cast<int>(threadIdx.x) % (kGroupWarps * 32), kGroupWarps * 32);
+  }
+  const int pair = 2 * (static_cast<int>(threadIdx.x) % 4);
+  const ResultRow<Dim> result_rows[2] = {{args, work, room, pair}, {args, work, room, pair + 1}};
   ptx::wait_for_predecessor();
   ptx::let_successor_start();
-  for (int number = warp; number < heads; number += warps) {
-    if (number != warp) task.prepare(args, work, room, number);
-    task.run();
-  }
+  if (warp < heads) task.run(places);
   __syncthreads();  // the heads stand
-  take_group_blocks<Dim>(args, work, room, buffer, group, first);
+  take_group_blocks<Dim>(args, work, room, places, buffer, result_rows, group, first);
   fold_rows<Dim>(args, work, room);
   if (args.p.act == nullptr) return;
   auto* flag = reinterpret_cast<volatile uint32_t*>(shared + ClusterRoom<Dim>::kFlagAt);
@@ -343,14 +333,14 @@ __global__ void __launch_bounds__(kMostGroups* kGroupWarps * 32)
 template <int Dim>
 void launch_cluster_singles(const AttentionArguments& args, device::Stream stream) {
   const int64_t slots = kClusterRows / args.cluster;
-  const auto bytes = static_cast<int>(cluster_shared_bytes(Dim, args.groups, slots, args.most_blocks));
+  const auto bytes = static_cast<int>(cluster_shared_bytes(Dim, slots, args.most_blocks));
   const cudaError_t allowed =
       cudaFuncSetAttribute(cluster_singles_kernel<Dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (allowed != cudaSuccess) throw LaunchFailure(std::string("attention, clusters: ") + cudaGetErrorString(allowed));
   const auto grid = static_cast<unsigned>(args.p.num_singles * args.head_pairs() * args.cluster);
   launch_chained_clusters(cluster_singles_kernel<Dim>, dim3(grid),
-                          dim3(static_cast<unsigned>(args.groups * kGroupWarps * 32)),
-                          static_cast<unsigned>(args.cluster), static_cast<size_t>(bytes), native(stream), args);
+                          dim3(static_cast<unsigned>(kGroups * kGroupWarps * 32)), static_cast<unsigned>(args.cluster),
+                          static_cast<size_t>(bytes), native(stream), args);
   check_launch("attention, clusters");
 }
 

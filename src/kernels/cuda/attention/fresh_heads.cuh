@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The heads of a fused projection that an attention kernel makes for itself, a warp a head: norm, rotary embedding, the
 // bits of split_heads and so of numerics/elementwise.h. Lane l has dimensions l, l + 32, ..., which are its chain of
-// the sum of squares, and from 64 dimensions on both values of a rotary pair. Called by cluster_singles.cuh.
+// the sum of squares, and from 64 dimensions on both values of a rotary pair. Called by cluster_singles.cuh and
+// singles.cuh.
 #pragma once
 
-#include "kernels/api/device_decoder_problems.h"
+#include "kernels/cuda/attention/arguments.h"
 #include "kernels/cuda/moe/warp.cuh"
+#include "kernels/cuda/ptx/mma.cuh"
 #include "numerics/elementwise.h"
 
 namespace quadrille::kernels::cuda {
@@ -44,28 +46,41 @@ class FreshHead {
       for (int m = 0; m < kHeld; ++m) sum = __builtin_fmaf(v[m], v[m], sum);
       const float scale = numerics::rms_scale(warp_tree_sum(sum), Dim, eps_);
 #pragma unroll
-      for (int m = 0; m < kHeld; ++m)
-        v[m] = numerics::rms_norm_value(v[m], scale, numerics::bf16_to_f32(weight_[m]), true);
+      for (int m = 0; m < kHeld; ++m) v[m] = v[m] * scale;
+      round(v);
+#pragma unroll
+      for (int m = 0; m < kHeld; ++m) v[m] = v[m] * numerics::bf16_to_f32(weight_[m]);
+      round(v);
     }
     if (rotates_) rotate(v);
+    round(v);
 #pragma unroll
-    for (int m = 0; m < kHeld; ++m) made[m] = numerics::bf16_from_f32(v[m]);
+    for (int m = 0; m < kHeld; ++m) made[m] = static_cast<uint16_t>(numerics::bits_of(v[m]) >> 16);
   }
 
  private:
   static constexpr int kAngles = Dim == 128 ? 2 : 1;
 
+  // To bf16, two values an instruction.
+  __device__ __forceinline__ static void round(float (&v)[kHeld]) {
+#pragma unroll
+    for (int m = 0; m < kHeld; m += 2) {
+      const uint32_t pair = ptx::bf16_pair(v[m], m + 1 < kHeld ? v[m + 1] : 0.0f);
+      v[m] = numerics::float_of(pair << 16);
+      if (m + 1 < kHeld) v[m + 1] = numerics::float_of(pair & 0xffff0000u);
+    }
+  }
+  // rope_first and rope_second before their rounding.
   __device__ __forceinline__ void rotate(float (&v)[kHeld]) const {
     if constexpr (Dim == 32) {
       const float other = __shfl_xor_sync(kWholeWarp, v[0], 16);
-      v[0] = lane_ < 16 ? numerics::rope_first(v[0], other, cos_[0], sin_[0], true)
-                        : numerics::rope_second(other, v[0], cos_[0], sin_[0], true);
+      v[0] = v[0] * cos_[0] + other * (lane_ < 16 ? -sin_[0] : sin_[0]);
     } else {
 #pragma unroll
       for (int a = 0; a < kAngles; ++a) {
         const float first = v[a], second = v[a + kAngles];
-        v[a] = numerics::rope_first(first, second, cos_[a], sin_[a], true);
-        v[a + kAngles] = numerics::rope_second(first, second, cos_[a], sin_[a], true);
+        v[a] = first * cos_[a] - second * sin_[a];
+        v[a + kAngles] = second * cos_[a] + first * sin_[a];
       }
     }
   }
@@ -76,5 +91,104 @@ class FreshHead {
   uint16_t weight_[kHeld];
   float cos_[kAngles], sin_[kAngles];
 };
+
+// The heads of one token and KV head that a CTA makes, and where they stand in its shared memory.
+struct FreshPlaces {
+  int64_t token, position;
+  int32_t kv, head_tile;
+  int32_t fresh;     // positions up to the token's own that are of this step: 1 or 2
+  bool has_fresh;    // their keys and values are made
+  int32_t page;      // which gets the token's own; -1: another CTA does it
+  int query_pitch;   // elements
+  uint16_t* query;   // [packed rows, query_pitch]
+  uint16_t* newest;  // [position, the one before] [key, value] [Dim]
+  // Block that has the position, the one before, where keys and values go at once; null: they go to `newest`.
+  uint16_t* own_tile;
+  uint16_t* previous_tile;
+
+  __device__ __forceinline__ uint16_t* tile(int back) const { return back == 0 ? own_tile : previous_tile; }
+};
+
+// Head `number` of a CTA: its query rows, then key and value of the positions of this step, newest first.
+template <int Dim>
+class HeadTask {
+ public:
+  __device__ __forceinline__ static int count(const AttentionArguments& args, const FreshPlaces& places) {
+    if (places.position < 0) return 0;
+    return static_cast<int>(args.heads.packed()) + (places.has_fresh ? 2 * places.fresh : 0);
+  }
+
+  // Reads nothing that is younger than the predecessor.
+  __device__ __forceinline__ void prepare(const AttentionArguments& args, const FreshPlaces& places, int number) {
+    const DeviceQkv& p = args.p.projection;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int row = number - static_cast<int>(args.heads.packed());  // below 0: a query
+    const int64_t kv_heads = p.pages.num_kv_heads;
+    const bool is_query = row < 0;
+    const int back = is_query ? 0 : row / 2, kind = is_query ? 0 : row % 2;
+    const int64_t head =
+        is_query ? args.heads.head_at(places.kv, places.head_tile, number) : p.num_heads + kind * kv_heads + places.kv;
+    from_ = head < 0 ? nullptr : p.qkv + (places.token - back) * p.qkv_pitch + head * Dim;
+    to_ = is_query ? number * places.query_pitch : static_cast<int32_t>(places.newest - places.query) + row * Dim;
+    const bool has_norm = p.norm == HeadNorm::kPerHead && kind == 0;
+    head_.load_tables(p, has_norm ? (is_query ? p.q_norm : p.k_norm) : nullptr, kind == 0, places.position - back);
+    page_ = nullptr;
+    tile_ = 0;
+    if (is_query) return;
+    const layout::KvTile map{kv_heads, Dim};
+    const int64_t place = (places.position - back) % kKeyBlock;
+    at_ = static_cast<int32_t>(kind == 0 ? map.key_offset(0, place, lane) : map.value_offset(0, place, lane));
+    if (places.tile(back) != nullptr) tile_ = static_cast<int32_t>(places.tile(back) - places.query);
+    if (back != 0 || places.page < 0) return;
+    page_ = p.pages.data + places.page * map.page_size() + places.kv * map.tile_size();
+  }
+  // Behind the wait, and where there is a tile, behind its copy.
+  __device__ __forceinline__ void run(const FreshPlaces& places) const {
+    if (from_ == nullptr) return;
+    uint16_t made[kHeld];
+    head_.make(from_, made);
+#pragma unroll
+    for (int m = 0; m < kHeld; ++m) {
+      if (tile_ != 0) {
+        places.query[tile_ + at_ + m * kChunk] = made[m];
+      } else {
+        places.query[to_ + static_cast<int>(threadIdx.x) % 32 + 32 * m] = made[m];
+      }
+      if (page_ != nullptr) page_[at_ + m * kChunk] = made[m];
+    }
+  }
+  __device__ __forceinline__ const uint16_t* tile(const FreshPlaces& places) const {
+    return tile_ == 0 ? nullptr : places.query + tile_;
+  }
+
+ private:
+  static constexpr int kHeld = FreshHead<Dim>::kHeld;
+  static constexpr int kChunk = layout::KvTile::kChunkSize;  // dimensions l + 32 m are those of a lane
+  static_assert(layout::KvTile::kChunkDims == 32);
+  FreshHead<Dim> head_;
+  const uint16_t* from_;
+  int32_t to_;      // counted from places.query, as tile_ is
+  uint16_t* page_;  // of the KV head, null: not written
+  int32_t tile_;    // of the KV head in shared memory, 0: none
+  int32_t at_;      // of dimension `lane`
+};
+
+// The step's own positions, into a block that was fetched before they were written; `first`: position of its first key.
+// By `threads` threads, behind both halves; the caller orders it before the reads.
+template <int Dim>
+__device__ __forceinline__ void place_newest(const FreshPlaces& places, int64_t first, uint8_t* tile, int thread,
+                                             int threads) {
+  const layout::KvTile map{1, Dim};
+  auto* to = reinterpret_cast<uint16_t*>(tile);
+  for (int back = 0; back < places.fresh; ++back) {
+    const int64_t place = places.position - back - first;
+    if (place < 0 || place >= kKeyBlock || places.tile(back) != nullptr) continue;
+    const uint16_t* from = places.newest + 2 * back * Dim;
+    for (int d = thread; d < Dim; d += threads) {
+      to[map.key_offset(0, place, d)] = from[d];
+      to[map.value_offset(0, place, d)] = from[Dim + d];
+    }
+  }
+}
 
 }  // namespace quadrille::kernels::cuda

@@ -2,27 +2,31 @@
 // Attention of single tokens (decode): a CTA has the query heads of one KV head as rows; each warp takes a block of
 // keys and values at a time through its own buffer, and the CTA folds the warps' results in ascending order. Where the
 // blocks of a token are spread over CTAs, results go to memory, and the last cluster of CTAs makes the same folds
-// (spread_fold.cuh). Where codes are asked for, the last CTA of a token makes them of its row (row_codes.cuh).
+// (spread_fold.cuh). Where codes are asked for, the last CTA of a token makes them of its row (row_codes.cuh). Where
+// the problem has a projection, every CTA makes its heads of it (fresh_heads.cuh).
 #pragma once
 
+#include "core/check.h"
 #include "kernels/cuda/attention/arguments.h"
 #include "kernels/cuda/attention/block.cuh"
 #include "kernels/cuda/attention/block_buffer.cuh"
 #include "kernels/cuda/attention/row_codes.cuh"
+#include "kernels/cuda/attention/single_work.cuh"
 #include "kernels/cuda/attention/spread_fold.cuh"
 #include "kernels/cuda/launch_clusters.h"
 #include "kernels/cuda/ptx/chain.cuh"
 #include "kernels/cuda/ptx/cluster.cuh"
+#include "kernels/cuda/ptx/remote_store.cuh"
 
 namespace quadrille::kernels::cuda {
 
 inline constexpr int kMostSingleWarps = 4;
 
 // One block: its results (sums, maximum, norm) of rows g and g + 8 go to `partial` (null: nobody wants them).
-// next_page: of the block that the warp takes next, -1: none.
+// next_page: of the block that the warp takes next, and how many of its positions are seen; -1: none.
 template <int Dim>
 __device__ __forceinline__ void single_block(const BlockBuffer<Dim>& buffer, const Queries<Dim>& queries, float scale2,
-                                             const SeenInBlock& seen, uint32_t parity, int32_t next_page,
+                                             const SeenInBlock& seen, uint32_t parity, int32_t next_page, int next_rows,
                                              float* const (&partial)[2]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int t = lane % 4;
@@ -30,7 +34,7 @@ __device__ __forceinline__ void single_block(const BlockBuffer<Dim>& buffer, con
   float score[8][4];
   block_scores<Dim>(queries, buffer.tile, lane, score);
   __syncwarp();
-  if (lane == 0 && next_page >= 0) buffer.fetch_keys(next_page);
+  if (lane == 0 && next_page >= 0) buffer.fetch_keys(next_page, next_rows);
   if (seen.first[0] > 0 || seen.last[0] < kKeyBlock - 1) hide_unseen(seen, t, score);
   Weights weights;
   block_weights(score, scale2, weights);
@@ -52,7 +56,7 @@ __device__ __forceinline__ void single_block(const BlockBuffer<Dim>& buffer, con
     }
   }
   __syncwarp();
-  if (lane == 0 && next_page >= 0) buffer.fetch_values(next_page);
+  if (lane == 0 && next_page >= 0) buffer.fetch_values(next_page, next_rows);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     if (partial[r] != nullptr && t == 0) {
@@ -97,60 +101,6 @@ struct FoldedRow {
       *reinterpret_cast<uint2*>(out + 4 * piece) =
           make_uint2(ptx::bf16_pair(sum[i].x / n, sum[i].y / n), ptx::bf16_pair(sum[i].z / n, sum[i].w / n));
     }
-  }
-};
-
-// What a CTA works on: its token, KV head and heads, and its part of the token's blocks.
-struct SingleWork {
-  int32_t single, kv, head_tile, part;
-  int64_t token, position;
-  SeenKeys seen;
-  BlockRange blocks;   // of the token
-  int32_t length;      // blocks of a CTA
-  int32_t begin, end;  // of this one, counted from blocks.first
-  bool is_spread;
-
-  __device__ __forceinline__ explicit SingleWork(const AttentionArguments& args) {
-    // A division of 64 bits takes some hundred clocks, and everything waits for these.
-    const auto parts = static_cast<uint32_t>(args.parts), tiles = static_cast<uint32_t>(args.heads.tiles());
-    const auto pairs = static_cast<uint32_t>(args.head_pairs());
-    const uint32_t item = blockIdx.x / parts;
-    part = blockIdx.x % parts;
-    single = item / pairs;
-    kv = item % pairs / tiles;
-    head_tile = item % tiles;
-    token = args.p.singles == nullptr ? single : args.p.singles[single];
-    position = args.p.position[token];
-    seen = seen_keys(position, args.p.window);
-    blocks = seen_blocks(seen);
-    length = blocks_of_part(static_cast<uint32_t>(blocks.count), parts, static_cast<uint32_t>(args.least));
-    if (blocks.count > args.most_blocks) length = blocks.count;
-    is_spread = length < blocks.count;
-    begin = part * length < blocks.count ? part * length : blocks.count;
-    end = begin + length < blocks.count ? begin + length : blocks.count;
-  }
-  __device__ __forceinline__ int64_t head_at(const AttentionArguments& args, int64_t place) const {
-    return args.heads.head_at(kv, head_tile, place);
-  }
-  __device__ __forceinline__ SeenInBlock in_block(int64_t i) const {
-    const SeenPart part = seen_in_block(seen, blocks.first + i);
-    return {{part.first, part.first}, {part.last, part.last}};
-  }
-  // The first position of block i that may be of this step, whose tokens of one sequence are kLongestSingles at most;
-  // kKeyBlock or more: none.
-  __device__ __forceinline__ int fresh_from(int64_t i) const {
-    const int64_t from = position - (kLongestSingles - 1) - (blocks.first + i) * kKeyBlock;
-    return from < 0 ? 0 : static_cast<int>(from);
-  }
-  // Whether the CTA's cluster has blocks of a single that is spread.
-  __device__ __forceinline__ bool cluster_works(const AttentionArguments& args) const {
-    return (part & ~(args.cluster - 1)) * length < blocks.count;
-  }
-  // In its cluster, of a power of two.
-  __device__ __forceinline__ int64_t rank(const AttentionArguments& args) const { return part & (args.cluster - 1); }
-  __device__ __forceinline__ int64_t clusters(const AttentionArguments& args) const {
-    const auto blocks_of_cluster = static_cast<uint32_t>(args.cluster * length);
-    return (static_cast<uint32_t>(blocks.count) + blocks_of_cluster - 1) / blocks_of_cluster;
   }
 };
 
@@ -247,31 +197,57 @@ __device__ __forceinline__ void fold_single(const AttentionArguments& args, cons
       args.p.out + work.token * args.p.num_heads * head_dim, head_dim);
 }
 
-// The CTA's blocks, one a warp at a time; `folded_row` takes them where the CTA has all of the single's.
-template <int Dim>
-__device__ __forceinline__ void take_blocks(const AttentionArguments& args, const SingleWork& work,
-                                            const BlockBuffer<Dim>& buffer, const int32_t* pages, float* partials,
-                                            FoldedRow<Dim>& folded_row) {
+// The queries of the fragment's rows g and g + 8: from memory, or the rows that this CTA has made.
+template <int Dim, bool Fresh>
+__device__ __forceinline__ void load_queries(const AttentionArguments& args, const SingleWork& work,
+                                             const FreshPlaces& places, Queries<Dim>& queries) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int warps = static_cast<int>(blockDim.x) / 32;
-  const int64_t head_dim = args.p.pages.head_dim;
-  const int rows_size = args.rows * static_cast<int>(partial_pitch(Dim));
-  Queries<Dim> queries;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int64_t head = work.head_at(args, lane / 4 + 8 * r);
-    queries.load(r, head < 0 ? nullptr : args.p.q + (work.token * args.p.num_heads + head) * head_dim, head_dim,
-                 lane % 4);
+    const int place = lane / 4 + 8 * r;
+    const int64_t head = work.head_at(args, place);
+    if constexpr (Fresh) {
+#pragma unroll
+      for (int c = 0; c < Dim / 32; ++c) {
+        const auto* row = reinterpret_cast<const uint4*>(places.query + place * places.query_pitch + 32 * c);
+        queries.row[r][c] = head < 0 ? make_uint4(0, 0, 0, 0) : row[lane % 4];
+      }
+    } else {
+      const int64_t head_dim = args.p.pages.head_dim;
+      queries.load(r, head < 0 ? nullptr : args.p.q + (work.token * args.p.num_heads + head) * head_dim, head_dim,
+                   lane % 4);
+    }
   }
+  if constexpr (Fresh) __syncthreads();  // they have been read, results take their place
+}
+
+// The CTA's blocks, one a warp at a time; `folded_row` takes them where the CTA has all of the single's.
+template <int Dim, bool Fresh>
+__device__ __forceinline__ void take_blocks(const AttentionArguments& args, const SingleWork& work,
+                                            const BlockBuffer<Dim>& buffer, const int32_t* pages,
+                                            const FreshPlaces& places, float* partials, FoldedRow<Dim>& folded_row) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  const int rows_size = args.rows * static_cast<int>(partial_pitch(Dim));
+  Queries<Dim> queries;
+  load_queries<Dim, Fresh>(args, work, places, queries);
   int64_t mine = work.begin + warp;
   uint32_t parity = 0;
   for (int64_t base = work.begin; base < work.end; base += warps) {
     if (mine < work.end) {
       const int32_t next_page = mine + warps < work.end ? pages[mine + warps] : -1;
+      if (Fresh && work.fresh_from(mine) < kKeyBlock) {
+        ptx::barrier_wait(buffer.key_barrier, parity);
+        ptx::barrier_wait(buffer.value_barrier, parity);
+        place_newest<Dim>(places, (work.blocks.first + mine) * kKeyBlock, buffer.tile,
+                          static_cast<int>(threadIdx.x) % 32, 32);
+        ptx::fence_async_shared();  // before the warp's next block
+        __syncwarp();               // the block is as the token sees it
+      }
       float* partial[2];
       partial_rows<Dim>(args, work, mine, partials + warp * rows_size, partial);
-      single_block<Dim>(buffer, queries, args.scale2, work.in_block(mine), parity, next_page, partial);
+      single_block<Dim>(buffer, queries, args.scale2, work.in_block(mine), parity, next_page,
+                        Fresh ? work.rows_of(mine + warps) : kKeyBlock, partial);
       parity ^= 1;
       mine += warps;
     }
@@ -301,7 +277,8 @@ __device__ __forceinline__ void fold_results(const AttentionArguments& args, con
   finish_row(args, work, shared);
 }
 
-template <int Dim>
+// Fresh: the problem's projection becomes the heads.
+template <int Dim, bool Fresh>
 __global__ void __launch_bounds__(kMostSingleWarps * 32)
     singles_kernel(const __grid_constant__ AttentionArguments args) {
   extern __shared__ __align__(128) uint8_t shared[];
@@ -330,17 +307,32 @@ __global__ void __launch_bounds__(kMostSingleWarps * 32)
     page = pages[first];
   }
   // Reading the fresh rows again takes registers, which wider heads do not have.
-  constexpr bool kFetchesEarly = Dim <= 128;
+  constexpr bool kFetchesEarly = Dim <= 128, kReadsFresh = kFetchesEarly && !Fresh;
   const auto fetch = [&] {
-    buffer.fetch_keys(page);
-    buffer.fetch_values(page);
+    buffer.fetch_keys(page, Fresh ? work.rows_of(first) : kKeyBlock);
+    buffer.fetch_values(page, Fresh ? work.rows_of(first) : kKeyBlock);
   };
   if (kFetchesEarly && lane == 0 && page >= 0) fetch();
+  FreshPlaces places;
+  HeadTask<Fresh ? Dim : 32> task;
+  int heads = 0;
+  if constexpr (Fresh) {
+    places = fresh_places<Dim>(args, work, reinterpret_cast<uint16_t*>(partials), warps);
+    heads = HeadTask<Dim>::count(args, places);
+    if (warp < heads) task.prepare(args, places, warp);
+  }
   ptx::wait_for_predecessor();
   ptx::let_successor_start();
+  if constexpr (Fresh) {
+    for (int number = warp; number < heads; number += warps) {
+      if (number != warp) task.prepare(args, places, number);
+      task.run(places);
+    }
+    __syncthreads();  // the heads stand
+  }
   if (!kFetchesEarly && lane == 0 && page >= 0) fetch();
   __syncwarp();  // the warp's own barriers stand
-  if (kFetchesEarly && page >= 0 && work.fresh_from(first) < kKeyBlock) {
+  if (kReadsFresh && page >= 0 && work.fresh_from(first) < kKeyBlock) {
     ptx::barrier_wait(buffer.key_barrier, 0);
     ptx::barrier_wait(buffer.value_barrier, 0);
     const int64_t newest = work.position - (work.blocks.first + first) * kKeyBlock;
@@ -355,7 +347,7 @@ __global__ void __launch_bounds__(kMostSingleWarps * 32)
   }
   if (work.is_spread ? !work.cluster_works(args) : work.begin >= work.end) return;
   FoldedRow<Dim> folded_row(args.rows);
-  take_blocks<Dim>(args, work, buffer, pages, partials, folded_row);
+  take_blocks<Dim, Fresh>(args, work, buffer, pages, places, partials, folded_row);
   if constexpr (Dim <= 128) {
     fold_results<Dim>(args, work, shared, partials, folded_row);
   } else {
@@ -366,12 +358,15 @@ __global__ void __launch_bounds__(kMostSingleWarps * 32)
 
 template <int Dim>
 void launch_singles(const AttentionArguments& args, int64_t warps, device::Stream stream) {
-  const auto bytes = static_cast<int>(singles_shared_bytes(Dim, warps, args.rows));
-  const cudaError_t allowed =
-      cudaFuncSetAttribute(singles_kernel<Dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  constexpr bool kTakesFresh = Dim == 32 || Dim == 64 || Dim == 128;  // makes_fresh_heads()
+  const bool is_fresh = args.p.projection.qkv != nullptr;
+  QD_CHECK(!is_fresh || kTakesFresh, "heads that a CTA can make");
+  const auto bytes = static_cast<int>(singles_shared_bytes(Dim, warps, args.rows) + (is_fresh ? 8 * Dim : 0));
+  void (*const kernel)(AttentionArguments) = is_fresh ? singles_kernel<Dim, kTakesFresh> : singles_kernel<Dim, false>;
+  const cudaError_t allowed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (allowed != cudaSuccess) throw LaunchFailure(std::string("attention, singles: ") + cudaGetErrorString(allowed));
   const auto grid = static_cast<unsigned>(args.p.num_singles * args.head_pairs() * args.parts);
-  launch_chained_clusters(singles_kernel<Dim>, dim3(grid), dim3(static_cast<unsigned>(warps * 32)),
+  launch_chained_clusters(kernel, dim3(grid), dim3(static_cast<unsigned>(warps * 32)),
                           static_cast<unsigned>(args.cluster), static_cast<size_t>(bytes), native(stream), args);
   check_launch("attention, singles");
 }
