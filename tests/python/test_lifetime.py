@@ -89,7 +89,8 @@ def test_exit_under_daemon_threads(abacus, child):
 
 def test_a_forked_child(abacus, child):
     output = clean(child("""
-import os, sys, quadrille
+import os, sys, warnings, quadrille
+warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons advise against forks beside threads
 model = quadrille.Model.load(sys.argv[1], threads=1)
 stream = model.generate([5, 6], max_tokens=1900, ignore_eos=True, stream=True)
 next(stream)
