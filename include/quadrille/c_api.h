@@ -86,6 +86,7 @@ QD_API qd_result qd_device_available(int32_t ordinal, qd_error* error);
 QD_API qd_result qd_device_get_info(int32_t ordinal, qd_device_info* info, qd_error* error);
 /* The calling thread's GPU from here on. */
 QD_API qd_result qd_device_use(int32_t ordinal, qd_error* error);
+QD_API qd_result qd_device_current(int32_t* ordinal, qd_error* error);
 
 /* For programs without CUDA headers; streams and events from elsewhere serve as well. */
 QD_API qd_result qd_stream_create(void** stream, qd_error* error); /* non-blocking */

@@ -208,6 +208,7 @@ Weights::~Weights() {
   if (device_ == nullptr) return;
   std::erase(pending(), this);
   try {
+    const ChosenGpu gpu(where_.id);
     void* keeper = keeper_stream(where_.id);
     if (marks_.order(keeper)) qd_weights_destroy(device_, keeper);
   } catch (...) {
@@ -237,6 +238,7 @@ void Weights::synchronize() {
   qd_error error;
   qd_result result = QD_OK;
   void* stream = own_stream(where_.id);
+  const ChosenGpu gpu(where_.id);
   {
     const ReleasedGil released;
     result = qd_weights_synchronize(device_, stream, &flags, &error);

@@ -35,11 +35,13 @@ namespace {
 class DeviceStreams {
  public:
   void* of(int32_t ordinal) {
-    qd_error error;
-    raise_error(qd_device_use(ordinal, &error), error);
     const std::lock_guard lock(mutex_);
     void*& stream = streams_[ordinal];
-    if (stream == nullptr) raise_error(qd_stream_create(&stream, &error), error);
+    if (stream != nullptr) return stream;
+    const ChosenGpu gpu(ordinal);
+    gpu.require();
+    qd_error error;
+    raise_error(qd_stream_create(&stream, &error), error);
     return stream;
   }
 
@@ -49,6 +51,18 @@ class DeviceStreams {
 };
 
 }  // namespace
+
+ChosenGpu::ChosenGpu(int32_t ordinal) : ordinal_(ordinal) {
+  if (qd_device_current(&before_, &error_) == QD_OK && before_ != ordinal) (void)qd_device_use(ordinal, &error_);
+}
+
+ChosenGpu::~ChosenGpu() {
+  if (error_.code == QD_OK && before_ != ordinal_) (void)qd_device_use(before_, nullptr);
+}
+
+void ChosenGpu::require() const {
+  raise_error(error_.code, error_);
+}
 
 void* own_stream(int32_t ordinal) {
   static DeviceStreams streams;
@@ -94,14 +108,11 @@ void follow(void* stream, void* leader) {
   raise_error(qd_stream_follow(stream, leader, &error), error);
 }
 
-CallStream::CallStream(int32_t ordinal, uintptr_t given) : given_(pointer_of(given)), stream_(given_) {
-  if (given == kLegacyStream || given == kPerThreadStream) {
-    stream_ = own_stream(ordinal);
-    follow(stream_, given_);
-    return;
-  }
-  qd_error error;
-  raise_error(qd_device_use(ordinal, &error), error);
+CallStream::CallStream(int32_t ordinal, uintptr_t given) : gpu_(ordinal), given_(pointer_of(given)), stream_(given_) {
+  gpu_.require();
+  if (given != kLegacyStream && given != kPerThreadStream) return;
+  stream_ = own_stream(ordinal);
+  follow(stream_, given_);
 }
 
 void CallStream::finish() {

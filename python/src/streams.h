@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "quadrille/c_api.h"
+
 namespace quadrille::python {
 
 inline constexpr uintptr_t kLegacyStream = 1;     // as DLPack and CUDA number it
@@ -18,8 +20,22 @@ inline constexpr uintptr_t kPerThreadStream = 2;  // likewise
 // legacy default stream, as in DLPack. TypeError otherwise.
 uintptr_t stream_handle(nanobind::handle stream);
 
-// Of the GPU `ordinal`, which becomes the thread's own: a stream for what runs for a default stream, made once and kept
-// until the process ends.
+// The thread's GPU for as long as this lives; then again the one that others in the process had chosen.
+class ChosenGpu {
+ public:
+  explicit ChosenGpu(int32_t ordinal);
+  ~ChosenGpu();
+  ChosenGpu(const ChosenGpu&) = delete;
+  ChosenGpu& operator=(const ChosenGpu&) = delete;
+  // RuntimeError and the like where the GPU could not be chosen.
+  void require() const;
+
+ private:
+  qd_error error_{};
+  int32_t before_ = 0, ordinal_;
+};
+
+// Of the GPU `ordinal`: a stream for what runs for a default stream, made once and kept until the process ends.
 void* own_stream(int32_t ordinal);
 
 // Of the same GPU: the stream on which memory goes back. It waits for others and nobody for it.
@@ -52,8 +68,8 @@ class Marks {
   std::vector<std::pair<void*, void*>> events_;  // stream, event
 };
 
-// From here on the thread's GPU is `ordinal`, and work enqueued on stream() runs where the caller asked. finish() says
-// that all of it is enqueued.
+// As long as this lives the thread's GPU is `ordinal`, and work enqueued on stream() runs where the caller asked.
+// finish() says that all of it is enqueued.
 class CallStream {
  public:
   CallStream(int32_t ordinal, uintptr_t given);
@@ -61,6 +77,7 @@ class CallStream {
   void* stream() const { return stream_; }
 
  private:
+  ChosenGpu gpu_;
   void* given_;
   void* stream_;
 };

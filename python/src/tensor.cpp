@@ -49,15 +49,16 @@ Storage::~Storage() {
     std::free(data_);
     return;
   }
+  const ChosenGpu gpu(where_.id);
   for (const uintptr_t stream : {kLegacyStream, kPerThreadStream}) {
     if (!read_by_[stream - 1]) continue;
-    (void)qd_device_use(where_.id, nullptr);
     (void)qd_stream_follow(keeper_, pointer_of(stream), nullptr);
   }
   if (marks_.order(keeper_)) qd_memory_release(data_, keeper_);
 }
 
 void Storage::hand_to(uintptr_t consumer) {
+  const ChosenGpu gpu(where_.id);
   if (consumer != kLegacyStream && consumer != kPerThreadStream) {
     if (!marks_.order(pointer_of(consumer))) throw std::runtime_error("stream: CUDA refused to order it");
     return;

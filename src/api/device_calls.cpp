@@ -77,6 +77,15 @@ qd_result qd_device_use(int32_t ordinal, qd_error* error) {
   return guarded(error, [&] { return device::use(ordinal); });
 }
 
+qd_result qd_device_current(int32_t* ordinal, qd_error* error) {
+  return guarded(error, [&]() -> Status {
+    QD_TRY_STATUS(check_given(ordinal, "ordinal"));
+    *ordinal = 0;
+    QD_TRY(*ordinal, device::current());
+    return {};
+  });
+}
+
 qd_result qd_stream_create(void** stream, qd_error* error) {
   return guarded(error, [&]() -> Status {
     QD_TRY_STATUS(check_given(stream, "stream"));

@@ -117,6 +117,11 @@ Status wait(Stream stream, Event event) {
   QD_TRY_STATUS(check_stream(stream));
   return cuda_status(cudaStreamWaitEvent(native(stream), native(event), 0), "waiting for an event");
 }
+Result<int> current() {
+  int ordinal = 0;
+  QD_TRY_STATUS(cuda_status(cudaGetDevice(&ordinal), "asking for the thread's GPU"));
+  return ordinal;
+}
 Status follow(Stream stream, Stream leader) {
   if (stream.handle == leader.handle) return {};
   QD_TRY(const OwnedEvent reached_here, OwnedEvent::create());

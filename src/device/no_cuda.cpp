@@ -42,6 +42,9 @@ Status record(Event, Stream) {
 Status wait(Stream, Event) {
   return no_cuda();
 }
+Result<int> current() {
+  return no_cuda();
+}
 Status follow(Stream, Stream) {
   return no_cuda();
 }

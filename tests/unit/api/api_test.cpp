@@ -32,6 +32,8 @@ TEST(Api, WithoutGpuEveryCallSaysWhy) {
   int32_t count = 7;
   EXPECT_NE(qd_device_count(&count, &error), QD_OK);
   EXPECT_EQ(count, 0);
+  EXPECT_NE(qd_device_current(&count, &error), QD_OK);
+  EXPECT_NE(qd_stream_follow(nullptr, &count, &error), QD_OK);
   void* handle = &count;
   EXPECT_NE(qd_stream_create(&handle, &error), QD_OK);
   EXPECT_EQ(handle, nullptr);
