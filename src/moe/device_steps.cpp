@@ -110,9 +110,18 @@ kernels::DeviceW4A8Gemm gemm_of(const DeviceLinear& linear, const kernels::TileL
   return gemm;
 }
 
+namespace {
+
+// The rows of GEMM2 lie over `hidden`.
+const Part& hidden_of(const MlpCall& call) {
+  return call.quantises_in_down ? call.parts.few_hidden : call.parts.hidden;
+}
+
+}  // namespace
+
 void enqueue_up(const MlpCall& call, float* absmax, const int32_t* num_rows_there) {
   const DeviceMlp& mlp = call.mlp;
-  auto* hidden = call.workspace.open<uint16_t>(call.parts.hidden, call.stream);
+  auto* hidden = call.workspace.open<uint16_t>(hidden_of(call), call.stream);
   kernels::DeviceW4A8Gemm first = gemm_of(mlp.gate_up, call.lists[0], call.configs.first);
   first.act = call.input.act;
   first.act_rows = call.input.num_rows;
@@ -144,7 +153,7 @@ void enqueue_codes(const MlpCall& call, const float* absmax, kernels::DeviceW4A8
   quantize.list = call.lists[0];
   quantize.k = call.mlp.width;
   quantize.act_pitch = act_pitch(call.mlp.down.k);
-  quantize.x = call.workspace.at<uint16_t>(call.parts.hidden);
+  quantize.x = call.workspace.at<uint16_t>(hidden_of(call));
   quantize.act = call.workspace.open<uint8_t>(call.parts.second, call.stream);
   quantize.act_scale = call.workspace.open<float>(call.parts.second_scale, call.stream);
   quantize.offset = call.mlp.down_offset;
@@ -165,7 +174,7 @@ void* enqueue_down(const MlpCall& call, const float* absmax, void* rows) {
   kernels::DeviceW4A8Gemm second = gemm_of(mlp.down, call.lists[1], call.configs.second);
   second.act_rows = call.input.num_rows;
   if (call.quantises_in_down) {
-    second.x = call.workspace.at<uint16_t>(call.parts.hidden);
+    second.x = call.workspace.at<uint16_t>(hidden_of(call));
   } else {
     enqueue_codes(call, absmax, &second);
   }

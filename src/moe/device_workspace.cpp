@@ -28,7 +28,8 @@ class Cursor {
   size_t end_ = 0;
 };
 
-MlpParts plan_mlp(const DeviceMlp& mlp, int64_t rows, bool is_split, Cursor* cursor) {
+// few_rows: as many as a GEMM2 may have that quantises h itself.
+MlpParts plan_mlp(const DeviceMlp& mlp, int64_t rows, int64_t few_rows, bool is_split, Cursor* cursor) {
   MlpParts parts;
   const size_t begin = cursor->end();
   parts.act = cursor->take(rows, act_pitch(mlp.hidden));
@@ -37,6 +38,7 @@ MlpParts plan_mlp(const DeviceMlp& mlp, int64_t rows, bool is_split, Cursor* cur
   parts.rows = cursor->over(begin, rows, (is_split ? 4 : 2) * mlp.hidden);
   parts.second = cursor->take(rows, act_pitch(mlp.down.k));
   parts.second_scale = cursor->take(rows, sizeof(float));
+  parts.few_hidden = cursor->take(few_rows, 2 * mlp.width);
   return parts;
 }
 
@@ -65,9 +67,10 @@ LayerParts plan_layer_parts(const DeviceMoeLayer& layer, int64_t num_tokens) {
   parts.scratch = cursor.take(kernels::plan_scratch_ints(routes, experts), sizeof(int32_t));
   parts.lists = plan_lists(kernels::max_route_tiles(routes, experts, kMinTileTokens), &cursor);
   const bool is_split = layer.ranks.is_split();
-  parts.experts = plan_mlp(layer.experts, routes, is_split, &cursor);
+  parts.experts =
+      plan_mlp(layer.experts, routes, std::min(routes, kernels::kMostInputRows * layer.rule.top_k), is_split, &cursor);
   if (layer.shared) {
-    parts.shared = plan_mlp(*layer.shared, num_tokens, is_split, &cursor);
+    parts.shared = plan_mlp(*layer.shared, num_tokens, 0, is_split, &cursor);
     parts.shared_gate = cursor.take(num_tokens, sizeof(float));
   }
   if (is_split) {

@@ -32,6 +32,7 @@ struct MlpParts {
   Part second;        // [rows, act_pitch(down.k)] e4m3
   Part second_scale;  // [rows] fp32
   Part rows;          // [rows, hidden] bf16; fp32 with tensor-parallel ranks
+  Part few_hidden;    // of few tokens [rows, width] bf16: hidden where GEMM2 does read it
 };
 
 // A tile list for each of the two products; one is used where both have tiles of equal size.
