@@ -9,8 +9,6 @@
 #include "quantize/folder.h"
 #include "session/folder_json.h"
 
-using quadrille::ErrorCode;
-using quadrille::make_error;
 using quadrille::Result;
 using quadrille::Status;
 using quadrille::api::check_choice;
