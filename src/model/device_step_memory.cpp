@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "kernels/api/device_decoder_problems.h"
+#include "kernels/api/route_words.h"
 #include "model/device_columns.h"
 #include "model/device_step.h"
 
@@ -118,7 +118,7 @@ StepMemory plan_step_memory(const DeviceWeightsView& weights, const ModelConfig&
   memory.attention_counters =
       cursor.take(kernels::attention_counters(tokens, config.num_kv_heads, config.num_heads / config.num_kv_heads), 4);
   memory.router_logits = cursor.take(tokens, 4 * config.router.num_experts);
-  memory.router_arrivals = cursor.take(kernels::kRouteArrivals, 4);
+  memory.router_arrivals = cursor.take(kernels::kNormAndRouteWords, 4);
   memory.moe = cursor.take_bytes(most_moe_bytes(weights, config, tokens, shard.is_split()));
   const int64_t width = std::max(config.dense_width, config.shared_width);
   memory.mlp_hidden = cursor.take(tokens, 2 * width);

@@ -40,12 +40,14 @@ class BlockChoice {
     log_parts_ = threads >= 4 * warps * kRouteLanes ? 2 : threads >= 2 * warps * kRouteLanes ? 1 : 0;
   }
 
-  __device__ __forceinline__ void run() {
+  // logit(token * num_experts + expert): asked once for each of them, by the thread that has it.
+  template <typename Logit>
+  __device__ __forceinline__ void run(const Logit& logit) {
 #pragma unroll 1
     for (int first = 0; first < p_.num_tokens; first += most_) {
       if (first > 0) __syncthreads();  // the keys of the tokens before have been read
       const int tokens = min(most_, static_cast<int>(p_.num_tokens) - first);
-      make_key(first, place_of(own_ / kRouteLanes, tokens));
+      make_key(first, place_of(own_ / kRouteLanes, tokens), logit);
       __syncthreads();  // all keys and scores stand
       rank(first, tokens);
     }
@@ -66,12 +68,13 @@ class BlockChoice {
   }
 
   // Slots of `key` and `score` are those of the threads.
-  __device__ __forceinline__ void make_key(int first, Place place) {
+  template <typename Logit>
+  __device__ __forceinline__ void make_key(int first, Place place, const Logit& logit) {
     const int expert = place.first_expert + lane_;
     const bool is_there = place.token >= 0 && expert < experts_;
     float value = kLowestScore, bias = 0.0f;
     if (is_there) {
-      value = __ldcg(p_.logits + (first + place.token) * experts_ + expert);
+      value = logit((first + place.token) * experts_ + expert);
       if (p_.correction_bias != nullptr) bias = __ldg(p_.correction_bias + expert);
     }
     if (p_.scoring == Scoring::kSoftmaxBeforeTopK) {
@@ -96,9 +99,16 @@ class BlockChoice {
     if (has_token) memory_.score[own_] = power;
     __syncthreads();  // all powers stand
     const float* const powers = memory_.score + first_warp * kRouteLanes;
+    constexpr int kAtOnce = 4;
     float sum = 0.0f;
 #pragma unroll 1
-    for (int e = lane_; e < experts_; e += kRouteLanes) sum = sum + powers[e];
+    for (int w = 0; w < warps_; w += kAtOnce) {
+      float own[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) own[j] = powers[min(w + j, warps_ - 1) * kRouteLanes + lane_];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) sum = (w + j) * kRouteLanes + lane_ < experts_ ? sum + own[j] : sum;
+    }
     sum = warp_tree_sum(sum);
     __syncthreads();  // all powers have been read
     return power / sum;
@@ -111,8 +121,7 @@ class BlockChoice {
     if (place.token < 0) return;  // whole warps
     const int expert = place.first_expert + pair % kRouteLanes;
     const uint32_t key = memory_.key[pair];
-    const uint32_t* const own_keys = memory_.key + pair - expert;
-    const auto* const keys = reinterpret_cast<const uint4*>(own_keys);
+    const auto* const keys = reinterpret_cast<const uint4*>(memory_.key + pair - expert);
     const int own_vector = expert / 4, vectors = warps_ * kRouteLanes / 4;
     constexpr int kAtOnce = 4;
     int before = 0;
@@ -130,8 +139,10 @@ class BlockChoice {
         before += (k[j].x >= least) + (k[j].y >= least) + (k[j].z >= least) + (k[j].w >= least);
       }
     }
-#pragma unroll 1
-    for (int e = own_vector * 4; part == 0 && e < expert; ++e) before += own_keys[e] == key;
+    // Equal keys of its own vector, of which the upper ones are not counted yet.
+    const uint4 near = keys[own_vector];
+    const int lower = part == 0 ? expert % 4 : 0;
+    before += (lower > 0 && near.x == key) + (lower > 1 && near.y == key) + (lower > 2 && near.z == key);
 #pragma unroll 1
     for (int distance = 1; distance >> log_parts_ == 0; distance *= 2) {
       before += __shfl_xor_sync(kWholeWarp, before, distance);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // One to four tokens from their residual rows to the list of work in one launch. Every CTA makes the normed rows for
 // itself, which costs less than to wait for a kernel that makes them once; then half a warp has an expert and a token,
-// and the CTA that arrives last chooses and plans (route_tail.cuh). One CTA more writes the rows out.
+// and one CTA more writes the rows out, takes the logits, chooses and plans.
 #include "core/check.h"
+#include "kernels/api/route_words.h"
 #include "kernels/cuda/decoder/norm_row.cuh"
 #include "kernels/cuda/decoder_kernels.h"
 #include "kernels/cuda/launch.h"
@@ -24,11 +25,12 @@ constexpr int kMostTokens = static_cast<int>(kMostNormedTokens);
 constexpr int row_pitch(int k) {
   return k + 32;
 }
-// One token: 8 experts, four warps. More: 4, so that no half warp has two pairs.
+// Of a CTA, so that no half warp has two pairs. Four and two were measured no faster at one and two tokens.
 constexpr int experts_of(int64_t tokens) {
-  return tokens == 1 ? 8 : 4;
+  return tokens <= 2 ? 8 : 4;
 }
-static_assert(kMostTokens < kWarps && experts_of(1) <= 2 * kWarps && kMostTokens * experts_of(2) <= 2 * kWarps);
+static_assert(kMostTokens < kWarps && 2 * experts_of(2) <= 2 * kWarps &&
+              kMostTokens * experts_of(kMostTokens) <= 2 * kWarps);
 
 // The experts' rows, those of the tokens, their updates, the weight of the norm.
 constexpr int64_t stage_bytes(int64_t k, int64_t tokens) {
@@ -56,13 +58,19 @@ __device__ __forceinline__ void fetch_weights(const DeviceNormAndRoute& p, int f
   }
 }
 
-// The tokens' sums, then their norms, in shared memory (`updates`: as much room); `writes`: to global memory as well.
-__device__ __forceinline__ void make_rows(const DeviceAddNorm& p, bool writes, uint16_t* rows, uint16_t* updates,
-                                          const uint16_t* norm_weight, uint32_t weights_stand, NormMemory& memory) {
+struct Rows {
+  uint16_t* x;       // the tokens' sums, then their norms
+  uint16_t* update;  // as much room
+  const uint16_t* norm_weight;
+  uint32_t weights_stand;
+};
+
+// The tokens' rows in shared memory; `writes`: to global memory as well.
+__device__ __forceinline__ void make_rows(const DeviceAddNorm& p, bool writes, const Rows& rows, NormMemory& memory) {
   const int tokens = static_cast<int>(p.num_rows), k = static_cast<int>(p.width), vectors = k / kVectorColumns;
   const int own = static_cast<int>(threadIdx.x), warp = own / kWarp;
-  const auto vector_of = [&](int t, int i) { return reinterpret_cast<uint4*>(rows + t * row_pitch(k)) + i; };
-  const auto update_of = [&](int t, int i) { return reinterpret_cast<uint4*>(updates + t * row_pitch(k)) + i; };
+  const auto vector_of = [&](int t, int i) { return reinterpret_cast<uint4*>(rows.x + t * row_pitch(k)) + i; };
+  const auto update_of = [&](int t, int i) { return reinterpret_cast<uint4*>(rows.update + t * row_pitch(k)) + i; };
   const auto each = [&](const auto& step) {
 #pragma unroll 1
     for (int t = 0; t < tokens; ++t) {
@@ -90,11 +98,11 @@ __device__ __forceinline__ void make_rows(const DeviceAddNorm& p, bool writes, u
   __syncthreads();  // the sums stand
   if (warp < tokens) {
     const int lane = own % kWarp;
-    const float sum = warp_tree_sum(squares_of_lane(rows + warp * row_pitch(k), k, lane));
+    const float sum = warp_tree_sum(squares_of_lane(rows.x + warp * row_pitch(k), k, lane));
     if (lane == 0) memory.scale[warp] = numerics::rms_scale(sum, k, p.eps);
   }
-  __syncthreads();                      // the scales stand
-  ptx::barrier_wait(weights_stand, 0);  // pairs with fetch_weights()
+  __syncthreads();                           // the scales stand
+  ptx::barrier_wait(rows.weights_stand, 0);  // pairs with fetch_weights()
 #pragma unroll 1
   for (int t = 0; t < tokens; ++t) {
     const float scale = memory.scale[t];
@@ -102,7 +110,7 @@ __device__ __forceinline__ void make_rows(const DeviceAddNorm& p, bool writes, u
 #pragma unroll 1
     for (int i = own; i < vectors; i += kThreads) {
       uint4 x = *vector_of(t, i);
-      absmax = normalised(x, reinterpret_cast<const uint4*>(norm_weight)[i], scale, absmax);
+      absmax = normalised(x, reinterpret_cast<const uint4*>(rows.norm_weight)[i], scale, absmax);
       *vector_of(t, i) = x;
       if (writes && p.normed != nullptr) reinterpret_cast<uint4*>(p.normed + int64_t{t} * k)[i] = x;
     }
@@ -153,6 +161,34 @@ __device__ __forceinline__ float dot_of_half(const uint16_t* x, const uint16_t* 
   return numerics::canonical(low + high);
 }
 
+// A logit goes to the CTA that chooses as a word that is 0 before and behind the launch: no logit has all bits set, NaN
+// being canonical. The word is its own flag, so nobody fences, counts or reads again: half a microsecond.
+__device__ __forceinline__ void send(uint32_t* word, float logit) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(word), "r"(~numerics::bits_of(logit)) : "memory");
+}
+// Waits for CTAs that wait for nobody but the predecessor.
+__device__ __forceinline__ float receive(uint32_t* word) {
+  uint32_t found = 0;
+  while (found == 0) asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(found) : "l"(word) : "memory");
+  *word = 0;  // for the next launch
+  return numerics::float_of(~found);
+}
+
+// The choice and the plan, by all threads of the block.
+__device__ __forceinline__ void finish_few(const RouteAndPlan& p, ChoiceMemory& choice) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const auto tokens = static_cast<int>(p.route.num_tokens);
+  BlockChoice(p.route, kThreads, choice).run([&](int place) { return receive(p.arrivals + kRouteArrivals + place); });
+  __syncthreads();  // ids and scores stand
+  PlanRoutes plan = p.plan;
+  plan.ids = choice.id;
+  const int num_routes = tokens * static_cast<int>(plan.top_k);
+  if (warp == 0) return plan_few(plan, num_routes, lane);
+  if (warp <= tokens) return weigh_choice(p.route, warp - 1, lane, choice);
+  offsets_of_few(plan, num_routes, lane, tokens + 1);
+}
+
 __global__ void __launch_bounds__(kThreads, 1) norm_and_route_kernel(const __grid_constant__ DeviceNormAndRoute p) {
   extern __shared__ __align__(16) uint4 stage[];
   __shared__ __align__(8) uint64_t weights_stand;
@@ -174,23 +210,16 @@ __global__ void __launch_bounds__(kThreads, 1) norm_and_route_kernel(const __gri
   if (threadIdx.x == 0) fetch_weights(p, first, experts, w_rows, norm_weight, barrier);
   ptx::wait_for_predecessor();
   ptx::let_successor_start();
-  make_rows(p.norm, writes, x_rows, updates, norm_weight, barrier, norm);
-  if (writes) return;
+  make_rows(p.norm, writes, {x_rows, updates, norm_weight, barrier}, norm);
+  if (writes) return finish_few(p.route, choice);
   __syncthreads();  // the normed rows stand
   const int half = 2 * warp + lane / 16, expert = half % most, token = half / most;
-  if (2 * warp < most * tokens) {  // whole warps
-    const float logit = dot_of_half(x_rows + token * row_pitch(k), w_rows + expert * row_pitch(k), k, lane);
-    if (lane % 16 == 0 && expert < experts) {
-      logits.logits[token * all + first + expert] = logit;
-    }
-  }
-  if (!arrives_last(p.route.arrivals, gridDim.x - 1)) return;
-  BlockChoice(p.route.route, kThreads, choice).run();
-  __syncthreads();  // ids and scores stand
-  if (warp > 0 && warp <= tokens) weigh_choice(p.route.route, warp - 1, lane, choice);
-  PlanRoutes plan = p.route.plan;
-  plan.ids = choice.id;
-  plan_tiny(plan, tokens * static_cast<int>(plan.top_k));
+  if (2 * warp >= most * tokens) return;  // whole warps
+  const float logit = dot_of_half(x_rows + token * row_pitch(k), w_rows + expert * row_pitch(k), k, lane);
+  if (lane % 16 != 0 || expert >= experts) return;
+  const int place = token * all + first + expert;
+  logits.logits[place] = logit;
+  send(p.route.arrivals + kRouteArrivals + place, logit);
 }
 
 void check_problem(const DeviceNormAndRoute& p) {

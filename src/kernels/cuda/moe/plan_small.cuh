@@ -144,13 +144,15 @@ __device__ __forceinline__ void plan_few(const PlanRoutes& p, int num_routes, in
   if (lane < num_routes) store_slot(p, lane, own >= 0 ? before.rows + lower : -1);
 }
 
-// The offsets that belong to it; all threads of the block call it.
-__device__ __forceinline__ void offsets_of_few(const PlanRoutes& p, int num_routes, int lane) {
+// The offsets that belong to it, by the warps of the block from `first_warp` on.
+__device__ __forceinline__ void offsets_of_few(const PlanRoutes& p, int num_routes, int lane, int first_warp) {
+  const auto threads = static_cast<int32_t>(blockDim.x) - first_warp * kWarp;
+  const auto thread = static_cast<int32_t>(threadIdx.x) - first_warp * kWarp;
   const int32_t id = lane < num_routes ? p.ids[lane] : -1;
   const int32_t own = local_expert(id, p.expert_map, p.map_size, p.num_experts).expert;
 #pragma unroll 1
-  for (int32_t first = 0; first <= p.num_experts; first += static_cast<int32_t>(blockDim.x)) {
-    const int32_t e = first + static_cast<int32_t>(threadIdx.x);
+  for (int32_t first = 0; first <= p.num_experts; first += threads) {
+    const int32_t e = first + thread;
     int32_t before = 0;
 #pragma unroll 1
     for (int route = 0; route < num_routes; route += kRoutesAtOnce) {
@@ -164,11 +166,12 @@ __device__ __forceinline__ void offsets_of_few(const PlanRoutes& p, int num_rout
   }
 }
 
-// Both: slots by the first warp. `ids` in shared memory. All threads of the block call it; ends without a barrier.
+// Both, slots by the first of at least two warps. `ids` in shared memory. All threads of the block call it; ends
+// without a barrier.
 __device__ __forceinline__ void plan_tiny(const PlanRoutes& p, int num_routes) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  if (threadIdx.x < kWarp) plan_few(p, num_routes, lane);
-  offsets_of_few(p, num_routes, lane);
+  if (threadIdx.x < kWarp) return plan_few(p, num_routes, lane);
+  offsets_of_few(p, num_routes, lane, 1);
 }
 
 }  // namespace quadrille::kernels::cuda

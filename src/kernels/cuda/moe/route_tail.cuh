@@ -61,7 +61,7 @@ __device__ __forceinline__ void finish(const RouteAndPlan& p, const TailShape& s
   if (!arrives_last(p.arrivals + (one_group ? 0 : 1 + blockIdx.y), ctas)) return;
   const int token = static_cast<int>(blockIdx.y) * kTokens + warp;
   if (warp < kTokens && token < num_tokens) {
-    route_held_token<kHeld>(p.route, token, lane, memory + warp * shape.words, tail.ids + warp * top_k);
+    route_held_token<kHeld, true>(p.route, token, lane, memory + warp * shape.words, tail.ids + warp * top_k);
   }
   if (!one_group && !arrives_last(p.arrivals, gridDim.y)) return;
   __syncthreads();  // all ids stand

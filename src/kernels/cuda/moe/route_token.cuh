@@ -266,8 +266,8 @@ __device__ __forceinline__ Token<kKept> token_of(const DeviceRouteTokens& p, int
 }
 
 // Token t by one warp, at most 32 * kHeld experts. `memory`: kept_route_words() of the warp. `ids_too`: a second place
-// for its ids, or null.
-template <int kHeld>
+// for its ids, or null. kFew: top_k is at most 32.
+template <int kHeld, bool kFew = false>
 __device__ __forceinline__ void route_held_token(const DeviceRouteTokens& p, int64_t t, int lane, uint32_t* memory,
                                                  int32_t* ids_too) {
   float* const scores = reinterpret_cast<float*>(memory);
@@ -287,12 +287,13 @@ __device__ __forceinline__ void route_held_token(const DeviceRouteTokens& p, int
       held.key[i] = held.expert(i, lane) < experts ? keys[held.expert(i, lane)] : kNoKey;
     }
   }
-  Chosen<false> chosen = {p.weights + t * p.top_k, p.top_k, lane, 0.0f};
+  Chosen<kFew> chosen = {p.weights + t * p.top_k, p.top_k, lane, 0.0f};
   int32_t own = 0;
+#pragma unroll 1
   for (int64_t j = 0; j < p.top_k; ++j) {
     const int32_t best = held.take(lane).index;
     if (lane != j % kRouteLanes) continue;
-    if (j < kRouteLanes) {
+    if (kFew || j < kRouteLanes) {
       own = best;
     } else {
       p.ids[t * p.top_k + j] = best;
