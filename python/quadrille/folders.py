@@ -8,21 +8,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from quadrille import _native
+from quadrille.arguments import callback, integer, number, text
+from quadrille.layers import _NUMERICS, _choose
+from quadrille.preparation import _QUOTIENTS
 
 #: (what, done, total): called about every 50 ms on the calling thread while long work goes on; what it raises ends the
 #: work, which then leaves nothing behind. Ctrl-C ends it likewise, with or without a callback.
 Progress = Callable[[str, int, int], object]
 
-_NUMERICS = ("exact", "vllm")
-_QUOTIENTS = ("f32", "bf16")
-_ATTENTION = ("divided", "replicated")
+_ATTENTION = {"divided": False, "replicated": True}
+_MANY = 2**31 - 1
 
 
-def _index_of(name: str, value: str, names: Sequence[str]) -> int:
-    """The position of `value` in `names`; ValueError naming the argument where it is not there."""
-    if value in names:
-        return names.index(value)
-    raise ValueError(f"{name}: expected {' or '.join(map(repr, names))}, found {value!r}")
+def threads_of(threads: int | None) -> int:
+    """The library's number for `threads`: 0 is one for each usable core."""
+    return 0 if threads is None else integer("threads", threads, 0, 1024)
 
 
 def describe_folder(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def tp_verdicts(model: str | os.PathLike[str], max_ranks: int = 8) -> list[dict[
     model: a folder, of which config.json alone is read, or the name of a published shape ("qwen3-30b-a3b").
     max_ranks: at most 64. docs/parallel.md has the rules.
     """
-    return json.loads(_native.legal_tp(os.fspath(model), max_ranks))
+    return json.loads(_native.legal_tp(os.fspath(model), integer("max_ranks", max_ranks, 1, 64)))
 
 
 def legal_tp(model: str | os.PathLike[str], max_ranks: int = 8) -> list[int]:
@@ -61,11 +61,14 @@ def plan(model: str | os.PathLike[str], *, gpus: int = 0, tp: int = 0, ep: int =
     gpu_memory_gib: that a rank may use; 0 is the GPU's less 2. attention: over expert-parallel groups "divided" or
     "replicated". Raises FileNotFoundError (names the shapes), ValueError, NotImplementedError where no grid is legal.
     """
-    replicated = _index_of("attention", attention, _ATTENTION) == 1
     return json.loads(_native.plan(
-        os.fspath(model), gpu=gpu, gpus=gpus, tp=tp, ep=ep, gpus_per_host=gpus_per_host, decode_tokens=decode_tokens,
-        context=context, prefill_tokens=prefill_tokens, group_size=-1 if group_size is None else group_size,
-        gpu_memory_gib=gpu_memory_gib, replicated_attention=replicated))
+        os.fspath(model), gpu=text("gpu", gpu), gpus=integer("gpus", gpus, 0, 64), tp=integer("tp", tp, 0, 64),
+        ep=integer("ep", ep, 0, 64), gpus_per_host=integer("gpus_per_host", gpus_per_host, 1, 64),
+        decode_tokens=integer("decode_tokens", decode_tokens, 1, _MANY), context=integer("context", context, 1, _MANY),
+        prefill_tokens=integer("prefill_tokens", prefill_tokens, 1, _MANY),
+        group_size=-1 if group_size is None else integer("group_size", group_size, 0, 128),
+        gpu_memory_gib=number("gpu_memory_gib", gpu_memory_gib),
+        replicated_attention=_choose("attention", attention, _ATTENTION)))
 
 
 def quantize_folder(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, group_size: int = 128,
@@ -81,9 +84,10 @@ def quantize_folder(src: str | os.PathLike[str], dst: str | os.PathLike[str], *,
     quantised), OSError; then, and where it is interrupted, there is no `dst`.
     """
     return json.loads(_native.quantize_folder(
-        os.fspath(src), os.fspath(dst), group_size=group_size,
-        bf16_quotient=_index_of("quotient", quotient, _QUOTIENTS) == 1, ignore=list(ignore), threads=threads or 0,
-        progress=progress))
+        os.fspath(src), os.fspath(dst), group_size=integer("group_size", group_size, 0, 128),
+        bf16_quotient=_choose("quotient", quotient, _QUOTIENTS) == 1,
+        ignore=[text("ignore", pattern) for pattern in ignore], threads=threads_of(threads),
+        progress=callback("progress", progress)))
 
 
 def prepare_folder(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, numerics: str = "exact",
@@ -98,6 +102,6 @@ def prepare_folder(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, 
     exists, OSError; then, and where it is interrupted, there is no `dst`.
     """
     return json.loads(_native.prepare_folder(
-        os.fspath(src), os.fspath(dst), numerics=_index_of("numerics", numerics, _NUMERICS),
-        run_weight_only_as_fp8=run_weight_only_as_fp8, round_scales=round_scales, threads=threads or 0,
-        progress=progress))
+        os.fspath(src), os.fspath(dst), numerics=_choose("numerics", numerics, _NUMERICS),
+        run_weight_only_as_fp8=bool(run_weight_only_as_fp8), round_scales=bool(round_scales),
+        threads=threads_of(threads), progress=callback("progress", progress)))

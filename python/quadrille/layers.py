@@ -260,11 +260,11 @@ class Linear:
         float32 or None. The rest is as in MoELayer.from_tensors()."""
         options = {"source": _choose("format", format, _FORMATS), "numerics": _choose("numerics", numerics, _NUMERICS),
                    "group_size": _group_size(group_size)}
-        rounding = _choose("rounding", rounding, _ROUNDINGS)
+        rounding_value = _choose("rounding", rounding, _ROUNDINGS)
         where = _place_of(weight, threads, kernels)
         matrix = _Matrix("weight", weight, scales, bias, options, num_parts=1, stacked=False)
         weights = _prepare_all({"weight": matrix}, where, stream, in_place)["weight"]
-        return cls(_native.Linear(weights, rounding, where), weights)
+        return cls(_native.Linear(weights, rounding_value, where), weights)
 
     def __call__(self, x: TensorLike, *, out: Any = None, stream: Any = None, workspace: TensorLike | None = None) -> Any:
         """out [rows, n] for x [rows, k]; arguments as of MoELayer.__call__()."""

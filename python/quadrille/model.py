@@ -12,14 +12,16 @@ from typing import Any, Literal, SupportsIndex, Union, overload
 
 from quadrille import _native
 from quadrille._native import Tensor
-from quadrille.folders import _NUMERICS, Progress, _index_of
+from quadrille.arguments import callback, integer, number, text, token_ids
+from quadrille.folders import Progress, threads_of
 from quadrille.generation import Answer, Generation
-from quadrille.tokenizer import Tokenizer, token_ids
+from quadrille.layers import _NUMERICS, _ROUNDINGS, _choose
+from quadrille.tokenizer import Tokenizer
 
 #: A text, which is encoded with the tokenizer's own special tokens around it, or token ids.
 Prompt = Union[str, Iterable[SupportsIndex]]
 
-_ROUNDINGS = ("bf16", "f32")
+_MANY = 2**31 - 1
 _open_models: weakref.WeakSet[Model] = weakref.WeakSet()
 
 
@@ -68,11 +70,17 @@ class Model:
         model cannot be cut for, no Hopper GPU; says what runs), MemoryError with the numbers.
         """
         return cls(_native.Model.load(
-            os.fspath(path), device=device, kernels=kernels, gpu_memory=gpu_memory,
-            numerics=_index_of("numerics", numerics, _NUMERICS), rounding=_index_of("rounding", rounding, _ROUNDINGS),
-            threads=threads or 0, tp=tp, run_weight_only_as_fp8=run_weight_only_as_fp8, round_scales=round_scales,
-            prefix_cache=prefix_cache, cache_tokens=cache_tokens or 0, max_sequences=max_sequences,
-            max_batch_tokens=max_batch_tokens, progress=progress))
+            os.fspath(path), device=text("device", device),
+            kernels=None if kernels is None else text("kernels", kernels),
+            gpu_memory=None if gpu_memory is None else text("gpu_memory", gpu_memory),
+            numerics=_choose("numerics", numerics, _NUMERICS), rounding=_choose("rounding", rounding, _ROUNDINGS),
+            threads=threads_of(threads), tp=integer("tp", tp, 1, 64),
+            run_weight_only_as_fp8=bool(run_weight_only_as_fp8), round_scales=bool(round_scales),
+            prefix_cache=bool(prefix_cache),
+            cache_tokens=0 if cache_tokens is None else integer("cache_tokens", cache_tokens, 1, _MANY),
+            max_sequences=integer("max_sequences", max_sequences, 1, _MANY),
+            max_batch_tokens=integer("max_batch_tokens", max_batch_tokens, 1, _MANY),
+            progress=callback("progress", progress)))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -138,11 +146,15 @@ class Model:
         is_batch = _is_batch(prompts)
         named = [(f"prompts[{i}]", prompt) for i, prompt in enumerate(prompts)] if is_batch else [("prompts", prompts)]
         options = {
-            "max_tokens": -1 if max_tokens is None else max_tokens, "temperature": temperature, "top_k": top_k,
-            "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed,
-            "stop": [stop] if isinstance(stop, str) else list(stop), "stop_ids": token_ids("stop_ids", stop_ids),
-            "ignore_stop_ids": ignore_eos, "logprobs": -1 if logprobs is None else logprobs,
-            "prompt_logprobs": -1 if prompt_logprobs is None else prompt_logprobs}
+            "max_tokens": -1 if max_tokens is None else integer("max_tokens", max_tokens, 0, _MANY),
+            "temperature": number("temperature", temperature), "top_k": integer("top_k", top_k, 0, _MANY),
+            "top_p": number("top_p", top_p), "min_p": number("min_p", min_p),
+            "repetition_penalty": number("repetition_penalty", repetition_penalty),
+            "seed": integer("seed", seed, 0, 2**64 - 1),
+            "stop": [text("stop", string) for string in ([stop] if isinstance(stop, str) else stop)],
+            "stop_ids": token_ids("stop_ids", stop_ids), "ignore_stop_ids": bool(ignore_eos),
+            "logprobs": -1 if logprobs is None else integer("logprobs", logprobs, 0, _MANY),
+            "prompt_logprobs": -1 if prompt_logprobs is None else integer("prompt_logprobs", prompt_logprobs, 0, _MANY)}
         generation = Generation(self._native, [{"prompt": self._encode(*pair), **options} for pair in named])
         if stream:
             return generation
@@ -157,8 +169,8 @@ class Model:
         the template ({"enable_thinking": False}). options: those of generate(), stream=True among them.
         Raises as generate() and Tokenizer.apply_chat_template() do.
         """
-        text = self.tokenizer.apply_chat_template(messages, **(template or {}))
-        return self.generate(self.tokenizer.encode(text, add_special_tokens=False), **options)
+        prompt = self.tokenizer.apply_chat_template(messages, **(template or {}))
+        return self.generate(self.tokenizer.encode(prompt, add_special_tokens=False), **options)
 
     def logits(self, ids: Prompt, *, progress: Progress | None = None) -> Tensor:
         """The logits after every token: fp32 [tokens, vocab_size], row-major, in host memory; the same bits as
@@ -167,7 +179,7 @@ class Model:
         ids: token ids or a text. Runs beside the requests of other threads. progress: tokens.
         Raises ValueError, MemoryError (longer than max_length).
         """
-        return self._native.logits(self._encode("ids", ids), self.vocab_size, progress)
+        return self._native.logits(self._encode("ids", ids), self.vocab_size, callback("progress", progress))
 
     def close(self) -> None:
         """Ends what runs, and frees the memory when the calls that other threads are in have returned."""

@@ -4,33 +4,13 @@ Model.tokenizer."""
 from __future__ import annotations
 
 import json
-import operator
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
 
 from quadrille import _native
-
-
-def token_ids(name: str, ids: Iterable[SupportsIndex]) -> list[int]:
-    """`ids` as a list of int: any iterable of integers (a list, an array, a tensor of rank 1).
-
-    Raises TypeError or ValueError that names `name` and what was found.
-    """
-    values = ids.tolist() if hasattr(ids, "tolist") else ids
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise TypeError(f"{name}: expected token ids, found {type(ids).__name__}")
-    result = []
-    for position, value in enumerate(values):
-        try:
-            id = operator.index(value)
-        except TypeError:
-            raise TypeError(
-                f"{name}[{position}]: expected a token id, an integer, found {type(value).__name__}") from None
-        if not 0 <= id < 1 << 31:
-            raise ValueError(f"{name}[{position}]: expected a token id, found {id}")
-        result.append(id)
-    return result
+from quadrille.arguments import integer, token_ids
+from quadrille.arguments import text as checked_text
 
 
 class Tokenizer:
@@ -63,7 +43,7 @@ class Tokenizer:
         add_special_tokens: with what the tokenizer puts around a text (a leading <s>).
         parse_special: False reads special tokens in `text` as plain text, for text from strangers.
         """
-        return self._native.encode(text, add_special_tokens, parse_special)
+        return self._native.encode(checked_text("text", text), add_special_tokens, parse_special)
 
     def decode(self, ids: Iterable[SupportsIndex], *, skip_special_tokens: bool = False) -> str:
         """The text of `ids`; ids without a token give none, bytes that are no UTF-8 become U+FFFD.
@@ -105,12 +85,12 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """The id of a token as it stands in the vocabulary; None when it is not there."""
-        id = self._native.token_id(token)
+        id = self._native.token_id(checked_text("token", token))
         return None if id < 0 else id
 
     def token_text(self, id: int) -> str:
         """The token as it stands in the vocabulary (byte-level characters, U+2581); "" for an id without one."""
-        return self._native.token_text(id)
+        return self._native.token_text(integer("id", id, -(2**31), 2**31 - 1))
 
     def is_special(self, id: int) -> bool:
         """Whether `id` is a special token (<s>, <|im_end|>)."""

@@ -75,11 +75,11 @@ def test_plan_is_that_of_the_command(command):
 def test_what_is_refused(abacus, tmp_path):
     with pytest.raises(FileNotFoundError, match="qwen3-30b-a3b"):
         quadrille.plan("no-such-shape", gpus=1)
-    with pytest.raises(ValueError, match="attention: expected 'divided' or 'replicated', found 'none'"):
+    with pytest.raises(ValueError, match="attention: expected one of 'divided', 'replicated', found 'none'"):
         quadrille.plan("deepseek-v3", gpus=16, attention="none")
     with pytest.raises(ValueError, match="tp"):
         quadrille.plan("deepseek-v3", gpus=16, tp=3)
-    with pytest.raises(ValueError, match="1 to 64|64"):
+    with pytest.raises(ValueError, match="max_ranks: expected an integer of 1 to 64, found 65"):
         quadrille.tp_verdicts("deepseek-v3", 65)
     with pytest.raises(FileNotFoundError):
         quadrille.describe_folder(tmp_path)

@@ -214,18 +214,30 @@ def test_what_is_refused(model, abacus, tmp_path):
     load = quadrille.Model.load
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="numerics: expected 'exact' or 'vllm', found 'fast'"):
+    with pytest.raises(ValueError, match="numerics: expected one of 'exact', 'vllm', found 'fast'"):
         load(abacus / "w4a8", numerics="fast")
+    with pytest.raises(TypeError, match="device: expected a str, found int"):
+        load(abacus / "w4a8", device=0)
+    with pytest.raises(TypeError, match="progress: expected a function or None, found int"):
+        load(abacus / "w4a8", progress=1)
     with pytest.raises(NotImplementedError, match="legal|ranks"):
         load(abacus / "w4a8", tp=9)
     with pytest.raises(TypeError, match="prompts: expected a text, token ids or a list of those, found int"):
         model.generate(5)
-    with pytest.raises(TypeError, match=r"prompts\[1\]\[0\]: expected a token id, an integer, found str"):
+    with pytest.raises(TypeError, match=r"prompts\[1\]\[0\]: expected an integer, found str"):
         model.generate([[5], ["x"]])
     with pytest.raises(ValueError, match=r"prompts\[1\]: .*2000"):
         model.generate([[5], [2000]])
     with pytest.raises(ValueError, match="temperature"):
         model.generate([5], temperature=-1.0)
+    with pytest.raises(TypeError, match="temperature: expected a number, found str"):
+        model.generate([5], temperature="hot")
+    with pytest.raises(TypeError, match="max_tokens: expected an integer, found float"):
+        model.generate([5], max_tokens=2.5)
+    with pytest.raises(ValueError, match="seed: expected an integer of 0 to .*, found -1"):
+        model.generate([5], seed=-1)
+    with pytest.raises(ValueError, match="threads: expected an integer of 0 to 1024, found -2"):
+        load(abacus / "w4a8", threads=-2)
     with pytest.raises(ValueError, match="empty"):
         model.generate([[]])
     with pytest.raises(MemoryError, match="2048"):

@@ -51,11 +51,13 @@ def test_chat_template_is_that_of_the_command(tokenizer, abacus, command):
 def test_what_is_refused(tokenizer, tmp_path):
     with pytest.raises(FileNotFoundError, match="tokenizer.json"):
         quadrille.Tokenizer.load(tmp_path)
-    with pytest.raises(TypeError, match=r"ids\[1\]: expected a token id, an integer, found float"):
+    with pytest.raises(TypeError, match=r"ids\[1\]: expected an integer, found float"):
         tokenizer.decode([1, 2.5])
     with pytest.raises(TypeError, match="ids: expected token ids, found str"):
         tokenizer.decode("12")
-    with pytest.raises(ValueError, match=r"ids\[0\]: expected a token id, found -1"):
+    with pytest.raises(ValueError, match=r"ids\[0\]: expected an integer of 0 to 2147483647, found -1"):
         tokenizer.decode([-1])
+    with pytest.raises(TypeError, match="text: expected a str, found bytes"):
+        tokenizer.encode(b"hi")
     with pytest.raises(ValueError, match="content"):
         tokenizer.apply_chat_template([{"role": "user"}])
