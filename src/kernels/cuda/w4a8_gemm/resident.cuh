@@ -33,15 +33,16 @@ class ResidentRows {
   __device__ __forceinline__ ResidentRows(const GemmArguments& args, const SplitArguments& in, uint8_t* shared)
       : args_(args), in_(in), shared_(shared), thread_(static_cast<int>(threadIdx.x)) {}
 
-  // All threads of the warpgroup. The rows of the item before have been multiplied by this thread's warp.
-  __device__ __forceinline__ void bring(const WorkItem& w) {
+  // All threads of the warpgroup. The rows of the item before have been multiplied by this thread's warp. Not `counts`:
+  // as if all rows were zero, and nothing is read; so the code is there when they are.
+  __device__ __forceinline__ void bring(const WorkItem& w, bool counts) {
     if (w.first_row == held_) return;
     if (held_ >= 0) ptx::named_barrier<1, 128>();  // and by the other warps
-    held_ = w.first_row;
+    if (counts) held_ = w.first_row;
     if constexpr (Plan::kInput == SplitInput::kGathered) {
       for (int row = 0; row < w.num_rows; ++row) gather(w, row);
     } else {
-      for (int row = 0; row < w.num_rows; row += kAtOnce) quantise(w, row);
+      for (int row = 0; row < w.num_rows; row += kAtOnce) quantise(w, row, counts);
     }
     ptx::fence_async_shared();     // the products read through the asynchronous proxy
     ptx::named_barrier<1, 128>();  // codes and scales stand
@@ -70,21 +71,22 @@ class ResidentRows {
   }
 
   // Rows [first, first + kAtOnce) of the tile, as far as there are.
-  __device__ __forceinline__ void quantise(const WorkItem& w, int first) const {
+  __device__ __forceinline__ void quantise(const WorkItem& w, int first, bool counts) const {
     const int vectors = in_.k / kVectorColumns;
+    const int read = counts ? vectors : 0;
     const uint4* const x =
         reinterpret_cast<const uint4*>(in_.x) + (w.first_row + first) * static_cast<int64_t>(vectors);
     const int count = min(kAtOnce, w.num_rows - first);
     uint4 held[kAtOnce];
 #pragma unroll
     for (int r = 0; r < kAtOnce; ++r) {
-      held[r] = r < count && thread_ < vectors ? x[r * vectors + thread_] : make_uint4(0, 0, 0, 0);
+      held[r] = counts && r < count && thread_ < vectors ? x[r * vectors + thread_] : make_uint4(0, 0, 0, 0);
     }
     uint32_t* const maxima = reinterpret_cast<uint32_t*>(shared_ + Plan::kMaximaAt);
 #pragma unroll
     for (int r = 0; r < kAtOnce; ++r) {
       float absmax = absmax_of(0.0f, held[r]);
-      for (int i = thread_ + 128; r < count && i < vectors; i += 128) absmax = absmax_of(absmax, x[r * vectors + i]);
+      for (int i = thread_ + 128; r < count && i < read; i += 128) absmax = absmax_of(absmax, x[r * vectors + i]);
       // Magnitudes without NaN order like their bits.
       const uint32_t of_warp = __reduce_max_sync(kWholeWarp, numerics::bits_of(absmax));
       if (thread_ % 32 == 0 && r < count) maxima[(first + r) * 4 + thread_ / 32] = of_warp;
@@ -98,7 +100,7 @@ class ResidentRows {
       const Divisor divisor = divisor_of(scale);
       if (thread_ == 0) scales()[first + r] = scale;
       if (thread_ < vectors) store(first + r, thread_, held[r], divisor);
-      for (int i = thread_ + 128; i < vectors; i += 128) store(first + r, i, x[r * vectors + i], divisor);
+      for (int i = thread_ + 128; i < read; i += 128) store(first + r, i, x[r * vectors + i], divisor);
       for (int i = vectors + thread_; i < args_.k_records * kVectors; i += 128) {
         *reinterpret_cast<uint2*>(place(first + r, i)) = make_uint2(0, 0);
       }
@@ -137,10 +139,16 @@ __device__ __forceinline__ void consume_resident(const GemmArguments& args, cons
   RingPlace<Plan::kStages> place;
   for (int item = work.first_item(); item < work.num_items; item += work.item_stride()) {
     const WorkItem w = work.at(item);
-    // Only the list has been read so far, and that where it is older.
-    ptx::wait_for_predecessor();
-    ptx::let_successor_start();
-    rows.bring(w);
+    const bool is_early = Plan::kInput == SplitInput::kRows && args.list_is_known && item == work.first_item();
+#pragma unroll 1
+    for (int pass = is_early ? 0 : 1; pass < 2; ++pass) {
+      if (pass == 1) {
+        // Only the list has been read so far, and that where it is older.
+        ptx::wait_for_predecessor();
+        ptx::let_successor_start();
+      }
+      rows.bring(w, pass == 1);
+    }
     float total[Plan::kTokens / 2];
     loop.run(work, item, place, total);
     epilogue.store(work.at(item), total);
