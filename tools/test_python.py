@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDS = ["nanobind >= 2.4", "scikit-build-core >= 0.10", "numpy >= 1.23", "ml_dtypes", "pytest >= 7"]
 UNREACHABLE = re.compile(r"Temporary failure in name resolution|Name or service not known|Network is unreachable|"
                          r"Connection (refused|timed out|reset)|Read timed out|ProxyError|ConnectTimeoutError|"
-                         r"NewConnectionError|Max retries exceeded|No matching distribution found")
+                         r"NewConnectionError|Max retries exceeded")
 
 
 class Unavailable(Exception):
