@@ -24,6 +24,11 @@ struct BlockBuffer {
     fetch(page, Tile<Dim>::kKeyBytes, rows, value_barrier);
   }
 
+  __device__ void fetch_block(int32_t page, int rows = kKeyBlock) const {
+    fetch_keys(page, rows);
+    fetch_values(page, rows);
+  }
+
  private:
   __device__ void fetch(int32_t page, int offset, int rows, uint32_t barrier) const {
     constexpr uint32_t kChunk = layout::KvTile::kChunkSize * 2;

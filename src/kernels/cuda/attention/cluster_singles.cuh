@@ -18,6 +18,19 @@ namespace quadrille::kernels::cuda {
 
 // --- Blocks: a group of four warps each ---
 
+// Of the threads of a group, by a number that the compiler knows.
+__device__ __forceinline__ void group_barrier(int group) {
+  constexpr int kThreads = kGroupWarps * 32;
+  static_assert(kGroups == 3);
+  if (group == 0) {
+    ptx::named_barrier<1, kThreads>();
+  } else if (group == 1) {
+    ptx::named_barrier<2, kThreads>();
+  } else {
+    ptx::named_barrier<3, kThreads>();
+  }
+}
+
 // The step's own positions, and zeros for values behind the token's. All threads of the group, behind both halves.
 template <int Dim>
 __device__ __forceinline__ void refresh_block(const ClusterWork& work, const FreshPlaces& places, int i, uint8_t* tile,
@@ -135,7 +148,7 @@ __device__ __forceinline__ void share_of_values(const ClusterRoom<Dim>& room, in
     weight[s][0] = own[8 * s];
     weight[s][1] = own[8 * s + 4];
   }
-  float sum[2][4] = {};
+  float sum[2][4] = {}, norm[4] = {};
 #pragma unroll
   for (int s = 0; s < 4; ++s) {
 #pragma unroll
@@ -144,15 +157,12 @@ __device__ __forceinline__ void share_of_values(const ClusterRoom<Dim>& room, in
       ptx::load_matrices_transposed(values + value_piece_at(s, warp, 2 * h, lane), v);
       ptx::mma_bf16(sum[h], v[0], v[2], v[1], v[3], weight[s][0], weight[s][1]);
     }
+    ptx::mma_bf16(norm, kOnes, kOnes, kOnes, kOnes, weight[s][0], weight[s][1]);
   }
   const int at = 32 * warp + lane / 4 * 4;
   rows[0].store(i, at, sum[0][0], sum[0][2], sum[1][0], sum[1][2]);
   rows[1].store(i, at, sum[0][1], sum[0][3], sum[1][1], sum[1][3]);
-  if (warp != 0) return;
-  float norm[4] = {};
-#pragma unroll
-  for (int s = 0; s < 4; ++s) ptx::mma_bf16(norm, kOnes, kOnes, kOnes, kOnes, weight[s][0], weight[s][1]);
-  if (lane >= 4) return;
+  if (warp != 0 || lane >= 4) return;
   rows[0].store(i, Dim, top.x, norm[0], 0.0f, 0.0f);
   rows[1].store(i, Dim, top.y, norm[1], 0.0f, 0.0f);
 }
@@ -172,21 +182,21 @@ __device__ __forceinline__ void take_group_blocks(const AttentionArguments& args
     if (i > first && i >= work.block_of(work.fresh - 1)) {
       ptx::barrier_wait(buffer.value_barrier, parity);
       refresh_block<Dim>(work, places, i, buffer.tile, thread);
-      ptx::warpgroup_barrier(1 + group);  // the block is as the token sees it
+      group_barrier(group);  // the block is as the token sees it
     }
     float score[2][2];
     const int begin = (work.first_block + i) * kKeyBlock;
     share_of_scores<Dim>(room, buffer.tile, warp, work.first_key - begin, work.position - begin, score);
     note_largest<Dim>(room, group, warp, score);
-    ptx::warpgroup_barrier(1 + group);  // the maxima stand, the keys have been read
+    group_barrier(group);  // the maxima stand, the keys have been read
     if (thread == 0 && next_page >= 0) buffer.fetch_keys(next_page);
     const float2 top = note_weights<Dim>(room, group, warp, args.scale2, score);
     ptx::barrier_wait(buffer.value_barrier, parity);
-    ptx::warpgroup_barrier(1 + group);  // the weights stand
+    group_barrier(group);  // the weights stand
     share_of_values<Dim>(room, group, warp, buffer.tile, top, i, rows);
     parity ^= 1;
     if (next_page < 0) return;
-    ptx::warpgroup_barrier(1 + group);  // the values have been read
+    group_barrier(group);  // the values have been read
     if (thread == 0) buffer.fetch_values(next_page);
   }
 }
@@ -261,6 +271,18 @@ __device__ __forceinline__ uint16_t* tile_of_position(const AttentionArguments& 
   if (i < 0 || work.owner_of(i) != work.rank || i >= work.cluster * kGroups) return nullptr;
   return reinterpret_cast<uint16_t*>(room.tile(i >> work.shift));
 }
+template <int Dim>
+__device__ __forceinline__ FreshPlaces fresh_places(const AttentionArguments& args, const ClusterWork& work,
+                                                    const ClusterRoom<Dim>& room) {
+  FreshPlaces places{work.token, work.position, work.kv, 0, work.fresh, work.has_fresh(), -1};
+  places.query_pitch = room.kQueryPitch / 2;
+  places.query = room.query(0);
+  places.newest = room.newest();
+  places.own_tile = tile_of_position(args, work, room, 0);
+  places.previous_tile = tile_of_position(args, work, room, 1);
+  if (work.position >= 0 && work.owner_of(work.block_of(0)) == work.rank) places.page = work.pages[work.block_of(0)];
+  return places;
+}
 // Returns when the first block in `tile` has come.
 template <int Dim>
 __device__ __forceinline__ void wait_for_block(const ClusterRoom<Dim>& room, const uint16_t* tile) {
@@ -288,19 +310,9 @@ __global__ void __launch_bounds__(kGroups* kGroupWarps * 32)
     ptx::fence_barrier_init();
     if (group == 0) ptx::barrier_expect(room.results_barrier(), result_bytes<Dim>(args, work));
     // All but the step's own positions are older than the predecessor.
-    if (first < work.count) {
-      const int32_t page = work.pages[first];
-      buffer.fetch_keys(page);
-      buffer.fetch_values(page);
-    }
+    if (first < work.count) buffer.fetch_block(work.pages[first]);
   }
-  FreshPlaces places{work.token, work.position, work.kv, 0, work.fresh, work.has_fresh(), -1};
-  places.query_pitch = room.kQueryPitch / 2;
-  places.query = room.query(0);
-  places.newest = room.newest();
-  places.own_tile = tile_of_position(args, work, room, 0);
-  places.previous_tile = tile_of_position(args, work, room, 1);
-  if (work.position >= 0 && work.owner_of(work.block_of(0)) == work.rank) places.page = work.pages[work.block_of(0)];
+  const FreshPlaces places = fresh_places(args, work, room);
   // A warp each: groups enough for query heads and two fresh keys and values.
   static_assert(kGroups * kGroupWarps >= kClusterRows + 4);
   const int heads = HeadTask<Dim>::count(args, places);
@@ -318,7 +330,10 @@ __global__ void __launch_bounds__(kGroups* kGroupWarps * 32)
   const ResultRow<Dim> result_rows[2] = {{args, work, room, pair}, {args, work, room, pair + 1}};
   ptx::wait_for_predecessor();
   ptx::let_successor_start();
-  if (warp < heads) task.run(places);
+  if (warp < heads) {
+    task.fetch();
+    task.run(places);
+  }
   __syncthreads();  // the heads stand
   take_group_blocks<Dim>(args, work, room, places, buffer, result_rows, group, first);
   fold_rows<Dim>(args, work, room);

@@ -35,11 +35,16 @@ class FreshHead {
     }
   }
 
-  // The head in `x` becomes bf16 values of dimensions lane + 32 m. All lanes of the warp.
-  __device__ __forceinline__ void make(const uint16_t* x, uint16_t (&made)[kHeld]) const {
+  // Starts the loads of the head in `x`.
+  __device__ __forceinline__ void fetch(const uint16_t* x) {
+#pragma unroll
+    for (int m = 0; m < kHeld; ++m) x_[m] = x[lane_ + 32 * m];
+  }
+  // It becomes bf16 values of dimensions lane + 32 m. All lanes of the warp.
+  __device__ __forceinline__ void make(uint16_t (&made)[kHeld]) const {
     float v[kHeld];
 #pragma unroll
-    for (int m = 0; m < kHeld; ++m) v[m] = numerics::bf16_to_f32(x[lane_ + 32 * m]);
+    for (int m = 0; m < kHeld; ++m) v[m] = numerics::bf16_to_f32(x_[m]);
     if (has_norm_) {
       float sum = 0.0f;
 #pragma unroll
@@ -88,7 +93,7 @@ class FreshHead {
   int lane_;
   bool has_norm_, rotates_;
   float eps_;
-  uint16_t weight_[kHeld];
+  uint16_t weight_[kHeld], x_[kHeld];
   float cos_[kAngles], sin_[kAngles];
 };
 
@@ -142,11 +147,15 @@ class HeadTask {
     if (back != 0 || places.page < 0) return;
     page_ = p.pages.data + places.page * map.page_size() + places.kv * map.tile_size();
   }
-  // Behind the wait, and where there is a tile, behind its copy.
+  // Behind the wait.
+  __device__ __forceinline__ void fetch() {
+    if (from_ != nullptr) head_.fetch(from_);
+  }
+  // Behind fetch(), and where there is a tile, behind its copy.
   __device__ __forceinline__ void run(const FreshPlaces& places) const {
     if (from_ == nullptr) return;
     uint16_t made[kHeld];
-    head_.make(from_, made);
+    head_.make(made);
 #pragma unroll
     for (int m = 0; m < kHeld; ++m) {
       if (tile_ != 0) {
@@ -171,6 +180,41 @@ class HeadTask {
   uint16_t* page_;  // of the KV head, null: not written
   int32_t tile_;    // of the KV head in shared memory, 0: none
   int32_t at_;      // of dimension `lane`
+};
+
+// All heads of a CTA of few warps, a warp every one of them; the loads of kAtOnce are in flight together.
+template <int Dim>
+class HeadTasks {
+ public:
+  // From head `begin` on, which the warp has.
+  __device__ __forceinline__ void prepare(const AttentionArguments& args, const FreshPlaces& places, int begin) {
+    const int heads = HeadTask<Dim>::count(args, places);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (begin + k * warps() < heads) tasks_[k].prepare(args, places, begin + k * warps());
+    }
+  }
+  // Behind prepare(number of the warp) and the wait.
+  __device__ __forceinline__ void run(const AttentionArguments& args, const FreshPlaces& places) {
+    const int heads = HeadTask<Dim>::count(args, places), warp = static_cast<int>(threadIdx.x) / 32;
+#pragma unroll 1
+    for (int begin = warp; begin < heads; begin += kAtOnce * warps()) {
+      if (begin != warp) prepare(args, places, begin);
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        if (begin + k * warps() < heads) tasks_[k].fetch();
+      }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        if (begin + k * warps() < heads) tasks_[k].run(places);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kAtOnce = Dim == 128 ? 4 : 1;  // smaller heads: the compiler spills with more
+  __device__ __forceinline__ static int warps() { return static_cast<int>(blockDim.x) / 32; }
+  HeadTask<Dim> tasks_[kAtOnce];
 };
 
 // The step's own positions, into a block that was fetched before they were written; `first`: position of its first key.

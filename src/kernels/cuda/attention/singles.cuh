@@ -119,6 +119,17 @@ __device__ __forceinline__ void fetch_fresh(uint8_t* block, const uint16_t* tile
   __syncwarp();  // they stand for the whole warp
 }
 
+// The warp's first block, `first` of `page`, behind the wait.
+template <int Dim>
+__device__ __forceinline__ void read_again(const SingleWork& work, const BlockBuffer<Dim>& buffer, int64_t first,
+                                           int32_t page) {
+  ptx::barrier_wait(buffer.key_barrier, 0);
+  ptx::barrier_wait(buffer.value_barrier, 0);
+  const int64_t newest = work.position - (work.blocks.first + first) * kKeyBlock;
+  fetch_fresh<Dim>(buffer.tile, buffer.pool + page * buffer.page_size, work.fresh_from(first),
+                   newest < kKeyBlock ? static_cast<int>(newest) : kKeyBlock - 1);
+}
+
 template <int Dim>
 __device__ __forceinline__ void clear_padding(const AttentionArguments& args, const SingleWork& work) {
   const int64_t head_dim = args.p.pages.head_dim;
@@ -308,37 +319,23 @@ __global__ void __launch_bounds__(kMostSingleWarps * 32)
   }
   // Reading the fresh rows again takes registers, which wider heads do not have.
   constexpr bool kFetchesEarly = Dim <= 128, kReadsFresh = kFetchesEarly && !Fresh;
-  const auto fetch = [&] {
-    buffer.fetch_keys(page, Fresh ? work.rows_of(first) : kKeyBlock);
-    buffer.fetch_values(page, Fresh ? work.rows_of(first) : kKeyBlock);
-  };
-  if (kFetchesEarly && lane == 0 && page >= 0) fetch();
+  const int rows = Fresh ? work.rows_of(first) : kKeyBlock;
+  if (kFetchesEarly && lane == 0 && page >= 0) buffer.fetch_block(page, rows);
   FreshPlaces places;
-  HeadTask<Fresh ? Dim : 32> task;
-  int heads = 0;
+  HeadTasks<Fresh ? Dim : 32> tasks;
   if constexpr (Fresh) {
     places = fresh_places<Dim>(args, work, reinterpret_cast<uint16_t*>(partials), warps);
-    heads = HeadTask<Dim>::count(args, places);
-    if (warp < heads) task.prepare(args, places, warp);
+    tasks.prepare(args, places, warp);
   }
   ptx::wait_for_predecessor();
   ptx::let_successor_start();
   if constexpr (Fresh) {
-    for (int number = warp; number < heads; number += warps) {
-      if (number != warp) task.prepare(args, places, number);
-      task.run(places);
-    }
+    tasks.run(args, places);
     __syncthreads();  // the heads stand
   }
-  if (!kFetchesEarly && lane == 0 && page >= 0) fetch();
+  if (!kFetchesEarly && lane == 0 && page >= 0) buffer.fetch_block(page, rows);
   __syncwarp();  // the warp's own barriers stand
-  if (kReadsFresh && page >= 0 && work.fresh_from(first) < kKeyBlock) {
-    ptx::barrier_wait(buffer.key_barrier, 0);
-    ptx::barrier_wait(buffer.value_barrier, 0);
-    const int64_t newest = work.position - (work.blocks.first + first) * kKeyBlock;
-    fetch_fresh<Dim>(buffer.tile, buffer.pool + page * buffer.page_size, work.fresh_from(first),
-                     newest < kKeyBlock ? static_cast<int>(newest) : kKeyBlock - 1);
-  }
+  if (kReadsFresh && page >= 0 && work.fresh_from(first) < kKeyBlock) read_again<Dim>(work, buffer, first, page);
   if (work.position < 0) {
     if (work.part != 0) return;
     clear_padding<Dim>(args, work);
