@@ -104,9 +104,8 @@ int64_t spread_singles(AttentionArguments* args, int64_t padded_dim) {
 
 // Whether clusters of a KV head each make the heads themselves, and fold; fills how. Up to 32 KV heads of tokens in
 // all, which leaves every cluster its multiprocessors, and contexts that one cluster is enough for. 1,088 positions, 4
-// KV heads of 128, on an H100, in us: 1 token 4.8 (split_heads and the kernel of singles: 7.3), 2 tokens 5.4 (7.6), 4
-// tokens 7.7 with clusters of 4, 11 of 8 (9.2), 8 tokens 10.4 with clusters of 2, 11.5 of 4 (11.2); with one group less
-// than here 1 token takes 6.6.
+// KV heads of 128, on an H100, in us: 1 token 3.7 (split_heads and the kernel of singles: 7.2), 2 tokens 4.5 (7.3), 4
+// tokens 6.3 with clusters of 4, 9 of 8 (9.0), 8 tokens 8.2 with clusters of 2, 15 of 4 (11.2).
 bool takes_clusters(AttentionArguments* args, int64_t padded_dim) {
   constexpr int64_t kMostCtas = 32, kUsualBlocks = 64, kMostSharedBytes = 227 << 10;
   const DeviceQkv& projection = args->p.projection;
