@@ -161,7 +161,7 @@ class Linear(_Layer):
 
 
 def _prepared(kind: Any, args: tuple, options: dict[str, Any]) -> Any:
-    first = args[0] if args else None
+    first = args[0] if args else options.get("gate_up", options.get("weight"))
     first = first[0] if isinstance(first, (tuple, list)) else first
     if isinstance(first, Tensor) and options.get("stream") is None:
         options = {**options, "stream": _stream(first.device)}

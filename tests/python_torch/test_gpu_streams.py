@@ -148,11 +148,9 @@ def test_preparation_on_a_side_stream_does_not_wait_for_unrelated_work():
     _busy(500)
     with torch.cuda.stream(side):
         layer = _prepare(weights)
-        done = torch.cuda.Event()
-        done.record(side)
-    done.synchronize()
+    layer.layer.synchronize()
+    side.synchronize()
     assert _is_pending(torch.cuda.default_stream()), "the side stream waited for the default stream"
-    assert layer.layer.device == "cuda:0"
 
 
 @pytest.mark.parametrize("rows", [1, 24])
@@ -207,3 +205,18 @@ def test_arguments_of_another_device_are_refused_before_anything_runs():
         layer(x, router_logits=logits.cpu())
     with pytest.raises((TypeError, ValueError), match="x"):
         layer(x.float(), router_logits=logits)
+
+
+def test_the_current_gpu_of_a_thread_stays():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    with torch.cuda.device(1):
+        layer = _prepare({name: value.to("cuda:1") for name, value in _weights().items()})
+    x, logits = (tensor.to("cuda:1") for tensor in _batch())
+    torch.cuda.set_device(0)
+    layer(x, router_logits=logits)
+    assert torch.cuda.current_device() == 0
+    other = _prepare({name: value.to("cuda:1") for name, value in _weights().items()})
+    assert torch.cuda.current_device() == 0
+    del layer, other
+    assert torch.cuda.current_device() == 0

@@ -162,6 +162,19 @@ def test_errors_name_argument_rule_and_what_was_found():
         layer(x, topk_ids=ids + plain.EXPERTS, topk_weights=weights)
 
 
+def test_preparation_goes_to_torchs_stream_however_tensors_are_given(monkeypatch):
+    tensors, made, streams = plain.random_weights(_generator()), _layer().layer, []
+    monkeypatch.setattr(quadrille.torch, "_stream", lambda device: 77)
+    monkeypatch.setattr(quadrille.MoELayer, "from_tensors",
+                        classmethod(lambda cls, *args, **options: streams.append(options["stream"]) or made))
+    quadrille.torch.MoELayer.from_tensors(**tensors, group_size=plain.GROUP, router=_ROUTER)
+    quadrille.torch.MoELayer.from_tensors(*tensors.values(), group_size=plain.GROUP, router=_ROUTER)
+    gate_up = tensors["gate_up"].chunk(2, 1), tensors["gate_up_scales"].chunk(2, 1)
+    quadrille.torch.MoELayer.from_tensors(*gate_up, tensors["down"], tensors["down_scales"], router=_ROUTER)
+    quadrille.torch.MoELayer.from_tensors(**tensors, stream=78, router=_ROUTER)
+    assert streams == [77, 77, 77, 78]
+
+
 def test_gradients_are_refused_not_dropped():
     linear = _linear("f32")
     with torch.enable_grad():
