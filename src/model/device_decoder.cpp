@@ -303,7 +303,6 @@ Status DeviceDecoder::enqueue_linear(const DeviceMatrix& matrix, const Input& in
     gemm.act_rows = input.num_rows;
     gemm.act_pitch = moe::act_pitch(matrix.shape.k);
     gemm.act_scale = input.act_scale;
-    gemm.norm = input.norm;
     if (input.act == nullptr) gemm.x = input.x;
     gemm.output = output.form;
     gemm.out = output.out;

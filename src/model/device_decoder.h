@@ -65,11 +65,9 @@ class DeviceDecoder {
   // Rows of `x`, in the form that the matrix reads.
   struct Input {
     int64_t num_rows = 0;
-    const uint16_t* x = nullptr;   // bf16 matrices: [num_rows, k]
+    const uint16_t* x = nullptr;   // [num_rows, k] of bf16 matrices, and of W4A8 products that make their codes
     const uint8_t* act = nullptr;  // W4A8: [num_rows, act_pitch(k)]
     const float* act_scale = nullptr;
-    // W4A8 without act: the product makes codes of x itself, or of the rows of this norm.
-    const kernels::DeviceAddNorm* norm = nullptr;
   };
   struct Output {
     kernels::GemmOutput form = kernels::GemmOutput::kRowsBf16;
@@ -82,10 +80,8 @@ class DeviceDecoder {
   // Whether the attention itself makes the codes of o's input; an observer is shown the step.
   bool attention_quantises(int64_t layer, const StepShape& shape) const;
   Status enqueue_attention(int64_t layer, const StepShape& shape);
-  // Steps of few tokens: whether the product of a matrix makes its codes itself, of bf16 rows, or of the input norm of
-  // a layer.
+  // Steps of few tokens: whether the product of a matrix makes the codes of its bf16 rows itself.
   bool makes_own_codes(const DeviceMatrix& matrix, const StepShape& shape) const;
-  bool makes_own_norm(const DeviceLayerView& layer, const StepShape& shape) const;
   Status enqueue_qkv(const DeviceLayerView& layer, const StepShape& shape);
   Status enqueue_o(int64_t layer, const StepShape& shape, uint16_t* out);
   Status gather_whole_rows(const StepShape& shape, kernels::DeviceQkv* heads);

@@ -9,9 +9,6 @@
 namespace quadrille::model {
 namespace {
 
-// Rows of a norm that every CTA of the product makes again: with more, reading them costs more than a launch.
-constexpr int64_t kMostOwnNorms = 0;
-
 bool any_w4(const std::vector<DeviceMatrix>& matrices) {
   return std::any_of(matrices.begin(), matrices.end(), [](const DeviceMatrix& m) { return m.shape.is_w4; });
 }
@@ -21,18 +18,10 @@ bool any_bf16(const std::vector<DeviceMatrix>& matrices) {
 
 }  // namespace
 
-// norm(x) -> qkv, in one launch where the product makes the norm.
+// norm(x) -> qkv.
 Status DeviceDecoder::enqueue_qkv(const DeviceLayerView& layer, const StepShape& shape) {
-  const bool joined = makes_own_norm(layer, shape);
-  kernels::DeviceAddNorm norm = open_norm(shape, layer.input_norm, update_is_pending_, !joined && any_w4(layer.qkv),
-                                          !joined && any_bf16(layer.qkv));
-  Input input = normed_input(shape.num_tokens);
-  if (joined) {
-    if (update_is_pending_) move_stream(&norm);
-    input = {shape.num_tokens, nullptr, nullptr, nullptr, &norm};
-  } else {
-    enqueue_norm(norm);
-  }
+  enqueue_norm(open_norm(shape, layer.input_norm, update_is_pending_, any_w4(layer.qkv), any_bf16(layer.qkv)));
+  const Input input = normed_input(shape.num_tokens);
   auto* qkv = memory_.open<uint16_t>(parts_.qkv, stream_);
   const int64_t width = config_.q_width() + 2 * config_.kv_width();
   for (const DeviceMatrix& matrix : layer.qkv) {
@@ -47,14 +36,6 @@ bool DeviceDecoder::makes_own_codes(const DeviceMatrix& matrix, const StepShape&
   const int64_t tokens = shape.num_tokens;
   return kernels::fits_gemm_input(matrix.w4.numerics, matrix.w4.group_size, tokens, matrix.shape.k) &&
          moe::has_small_tile(table_, matrix.w4, tokens);
-}
-
-bool DeviceDecoder::makes_own_norm(const DeviceLayerView& layer, const StepShape& shape) const {
-  if (shape.num_tokens > kMostOwnNorms || layer.qkv.size() != 1 || !makes_own_codes(layer.qkv[0], shape)) return false;
-  const moe::DeviceLinear& linear = layer.qkv[0].w4;
-  const kernels::DeviceCombine& combine = pending_combine_;  // empty where the update has been made
-  return combine.shared == nullptr && kernels::fits_gemm_norm(linear.numerics, linear.group_size, shape.num_tokens,
-                                                              linear.k, combine.rows != nullptr ? combine.top_k : 0);
 }
 
 bool DeviceDecoder::attention_quantises(int64_t layer, const StepShape& shape) const {

@@ -101,57 +101,6 @@ TEST_F(GemmInputSpeed, RowsOfO) {
   }
 }
 
-TEST_F(GemmInputSpeed, NormOfQkv) {
-  const int64_t n = 5120, k = 2048, top_k = 8;
-  const moe::DeviceLinear linear = stack(n, k, 16);
-  const auto* expert_rows = rows(32, k);
-  for (const int64_t count : {1, 2, 4}) {
-    uint16_t* const x[2] = {rows(count, k), rows(count, k)};
-    const DeviceRows codes = take_rows(count, k, &memory_, stream());
-    auto* out = memory_.take<uint16_t>(count * n, 16, stream());
-    std::vector<int32_t> slot;
-    for (int64_t i = 0; i < count * top_k; ++i) slot.push_back(static_cast<int32_t>(i * 5 % 32));
-    kernels::DeviceAddNorm norm;
-    norm.num_rows = count;
-    norm.width = k;
-    norm.eps = 1e-6f;
-    norm.weight = rows(1, k);
-    norm.combine.num_tokens = count;
-    norm.combine.top_k = top_k;
-    norm.combine.width = k;
-    norm.combine.rows = expert_rows;
-    norm.combine.slot = memory_.copy_of(slot, stream());
-    norm.combine.weight = memory_.copy_of(std::vector<float>(static_cast<size_t>(count * top_k), 0.125f), stream());
-    norm.routes_are_older = true;
-    const auto step = [&](int i, int32_t config, bool product_makes, bool norms) {
-      kernels::DeviceAddNorm own = norm;
-      own.x = x[i % 2];
-      DeviceW4A8Gemm p = one_of(linear, i, count, config);
-      if (product_makes) {
-        own.x_out = x[1 - i % 2];
-        p.norm = &own;
-      } else {
-        take_codes(codes, &p);
-      }
-      if (norms) {
-        own.act = codes.act;
-        own.act_pitch = codes.pitch;
-        own.act_scale = codes.scale;
-        table_->add_norm(own, stream());
-      }
-      p.out = out;
-      p.out_pitch = n;
-      table_->w4a8_gemm(p, stream());
-    };
-    std::printf("qkv, %d rows: product alone %.2f us, behind its norm %.2f", static_cast<int>(count),
-                time([&](int i) { step(i, 6, false, false); }), time([&](int i) { step(i, 6, false, true); }));
-    for (const int32_t config : {5, 6, 7}) {
-      std::printf(", makes it (tile %d) %.2f", config, time([&](int i) { step(i, config, true, false); }));
-    }
-    std::printf("\n");
-  }
-}
-
 TEST_F(GemmInputSpeed, ExpertsOfALayer) {
   constexpr int kPlans = 12;
   const int64_t hidden = 2048, width = 768, top_k = 8, experts = 128;

@@ -41,18 +41,10 @@ void compare(const std::string& what, const void* joined, const void* apart, int
 void make_codes(const DeviceW4A8Gemm& p, DeviceW4A8Gemm* apart, device::Stream s) {
   PoolMemory& memory = *check->memory;
   apart->x = nullptr;
-  apart->norm = nullptr;
   apart->source_row = nullptr;
   const DeviceRows rows = take_rows(p.act_rows, p.k, &memory, s);
   must(device::fill(rows.act, 0, static_cast<size_t>(p.act_rows * rows.pitch), s));
-  if (p.norm != nullptr) {
-    kernels::DeviceAddNorm norm = *p.norm;
-    if (norm.x_out != nullptr) norm.x_out = memory.take<uint16_t>(p.act_rows * p.k, 16, s);
-    norm.act = rows.act;
-    norm.act_pitch = rows.pitch;
-    norm.act_scale = rows.scale;
-    check->real->add_norm(norm, s);
-  } else if (p.x != nullptr && p.list.tiles == nullptr) {
+  if (p.x != nullptr && p.list.tiles == nullptr) {
     check->real->quantize_tokens({p.act_rows, 1, p.k, rows.pitch, p.x, nullptr, nullptr, rows.act, rows.scale}, s);
   } else if (p.x != nullptr) {
     kernels::QuantizeListed listed;
@@ -78,7 +70,7 @@ void make_codes(const DeviceW4A8Gemm& p, DeviceW4A8Gemm* apart, device::Stream s
 }
 
 void checked_gemm(const DeviceW4A8Gemm& p, device::Stream s) {
-  if (p.x == nullptr && p.norm == nullptr && p.source_row == nullptr) return check->real->w4a8_gemm(p, s);
+  if (p.x == nullptr && p.source_row == nullptr) return check->real->w4a8_gemm(p, s);
   DeviceW4A8Gemm apart = p;
   make_codes(p, &apart, s);
   const int64_t width = p.output == kernels::GemmOutput::kActivated ? p.n / 2 : p.n;
@@ -86,10 +78,7 @@ void checked_gemm(const DeviceW4A8Gemm& p, device::Stream s) {
   apart.config = 0;
   check->real->w4a8_gemm(apart, s);
   check->real->w4a8_gemm(p, s);
-  const char* name = p.norm != nullptr         ? "norm in the product"
-                     : p.source_row != nullptr ? "gathered codes"
-                     : p.list.tiles != nullptr ? "experts' rows"
-                                               : "rows";
+  const char* name = p.source_row != nullptr ? "gathered codes" : p.list.tiles != nullptr ? "experts' rows" : "rows";
   compare<uint16_t>(fmt::format("{}, n {} k {} of {} rows", name, p.n, p.k, p.act_rows), p.out, apart.out,
                     p.act_rows * width, width, s);
 }

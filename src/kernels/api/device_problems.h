@@ -220,13 +220,10 @@ enum class GemmOutput : int32_t {
                // = width where the rule is not gated)
 };
 
-struct DeviceAddNorm;  // device_decoder_problems.h
-
 // Steps of few tokens (decode): each CTA of the product makes the codes of its rows itself, or gathers them. `exact`,
 // groups of 128 or one scale a channel, tiles of 8 tokens that hold up to kMostInputRows rows.
 inline constexpr int64_t kMostInputRows = 4;
 inline constexpr int64_t kMostInputValues = 16384;  // of the rows of a tile
-inline constexpr int64_t kMostInputRoutes = 64;     // of a norm that combines
 inline constexpr bool gathers_gemm_input(Numerics numerics, int64_t group_size) {
   return numerics == Numerics::kExact && group_size != 32 && group_size != 64;
 }
@@ -234,12 +231,6 @@ inline constexpr bool gathers_gemm_input(Numerics numerics, int64_t group_size) 
 inline constexpr bool fits_gemm_input(Numerics numerics, int64_t group_size, int64_t num_rows, int64_t k) {
   return gathers_gemm_input(numerics, group_size) && num_rows >= 1 && num_rows <= kMostInputRows && k % 8 == 0 &&
          num_rows * k <= kMostInputValues;
-}
-// A norm; top_k 0: it does not combine.
-inline constexpr bool fits_gemm_norm(Numerics numerics, int64_t group_size, int64_t num_rows, int64_t k,
-                                     int64_t top_k) {
-  return fits_gemm_input(numerics, group_size, num_rows, k) && (num_rows + 1) * k <= kMostInputValues &&
-         num_rows * top_k <= kMostInputRoutes;
 }
 
 // Weights: layout/w4_hopper64.h, experts at expert_stride bytes. Bits do not depend on the configuration.
@@ -260,14 +251,10 @@ struct DeviceW4A8Gemm {
   const float* act_scale = nullptr;  // [act_rows]; null with block_scale
   // What may stand in the place of codes, with a tile of 8 tokens; same bits as the step that it saves. One of:
   // bf16 rows, quantised as quantize_tokens and quantize_listed do (act null, fits_gemm_input()); a tile of the list
-  // has at most kMostInputRows of them;
+  // has at most kMostInputRows of them; or,
   const uint16_t* x = nullptr;  // [act_rows, k] bf16, 16-byte aligned
-  // the rows of this norm (host memory, read by the call; no tiles, act null, fits_gemm_norm()). Its update, if any, is
-  // bf16, or a combine with routes_are_older and without a shared expert, and its sums go to x_out; `rows` is null;
-  // bf16 rows and codes are not written;
-  const DeviceAddNorm* norm = nullptr;
-  // with tiles: codes of tokens, row source_row[slot] / source_divisor of act, as old as the list;
-  // gathers_gemm_input().
+  // with tiles: codes of tokens, row source_row[slot] / source_divisor of act, as old as the list, and
+  // act_rows counts slots; gathers_gemm_input().
   const int32_t* source_row = nullptr;
   int64_t source_divisor = 1;
   // 1 x 128 activation scales (masked layout, exact only): [num_experts, ceil(k/128), block_max_m]

@@ -96,12 +96,6 @@ __device__ __forceinline__ void named_barrier() {
   asm volatile("bar.sync %0, %1;" ::"n"(Number), "n"(Threads) : "memory");
 }
 
-// Says to the others that this thread has come, and goes on.
-template <int Number, int Threads>
-__device__ __forceinline__ void named_arrive() {
-  asm volatile("bar.arrive %0, %1;" ::"n"(Number), "n"(Threads) : "memory");
-}
-
 // The same of 128 threads, where the number is known at run time.
 __device__ __forceinline__ void warpgroup_barrier(int number) {
   asm volatile("bar.sync %0, 128;" ::"r"(number) : "memory");

@@ -79,7 +79,7 @@ void w4a8_gemm(const DeviceW4A8Gemm& p, device::Stream stream) {
   static const bool checked = (check_tile_list(), true);
   (void)checked;
   const GemmArguments args = arguments_of(p);
-  if (p.x != nullptr || p.norm != nullptr || p.source_row != nullptr) return split_gemm_with_input(p, args, stream);
+  if (p.x != nullptr || p.source_row != nullptr) return split_gemm_with_input(p, args, stream);
   if (p.block_scale != nullptr) return launch_group<Arithmetic::kBlock>(p, args, stream);
   if (p.numerics == Numerics::kVllm) return launch_group<Arithmetic::kVllm>(p, args, stream);
   if (p.config == kWideTile && p.group_size != 32 && p.group_size != 64) return launch_wide(p, args, stream);

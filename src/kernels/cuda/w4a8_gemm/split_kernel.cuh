@@ -68,7 +68,6 @@ class SplitSharer {
     float total[Plan::kBlocks] = {};
     uint4 pieces[Plan::kVectors];
     RecordRegisters<Plan::kGroups> record;
-    source_.find(w);
     for (int pass = 0; pass < num_passes; ++pass) {
       const int number = pass * stride() + at_.rank * Plan::kSharers + sharer_;
       const bool mine = number < args_.k_records;
@@ -322,20 +321,9 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kCtas)
   }
   if (warp >= Plan::kConsumerThreads / 32) {
     if (threadIdx.x == Plan::kConsumerThreads) split_produce<Plan>(args, at);
-    if constexpr (Plan::kInput == SplitInput::kNormed) {
-      if (threadIdx.x >= Plan::kConsumerThreads + 32) split_norms<Plan>(in, at);
-    }
   } else {
     if (!args.list_is_known) ptx::wait_for_predecessor();
     const WorkList<Plan> work(args);
-    if constexpr (Plan::kInput == SplitInput::kNormed) {
-      // Before the first record is taken: it is converted while the squares are added.
-      const NormedRows<Plan> rows(in, at);
-      rows.fetch_early();
-      ptx::wait_for_predecessor();
-      ptx::let_successor_start();
-      rows.add();
-    }
     SplitSharer<Plan> sharer(args, in, at, warp / 4, static_cast<int>(threadIdx.x) % 128);
     for (int item = at.first_item(); item < work.num_items; item += at.item_stride()) sharer.run(work, item);
     ptx::wait_for_predecessor();  // of a CTA without an item

@@ -10,10 +10,9 @@ namespace quadrille::kernels::cuda {
 // What a launch reads besides GemmArguments where its input is not codes.
 struct SplitArguments {
   const uint16_t* x;          // kRows
-  int32_t k;                  // kRows, kNormed
+  int32_t k;                  // kRows
   const int32_t* source_row;  // kGathered
   int32_t source_divisor;
-  DeviceAddNorm norm;  // kNormed
 };
 
 // Cluster of `ctas` (1, 2, 4), this one is `rank`.

@@ -4,37 +4,35 @@
 // what lies where in shared memory; split_kernel.cuh works on it, split_launch.cuh starts it.
 #pragma once
 
-#include "kernels/api/device_decoder_problems.h"
 #include "kernels/cuda/rowwise/quotient.h"
 #include "kernels/cuda/w4a8_gemm/config.h"
 
 namespace quadrille::kernels::cuda {
 
-// What a product is given as its input (DeviceW4A8Gemm): codes of its rows, codes of tokens, bf16 rows, a norm.
-enum class SplitInput { kCodes, kGathered, kRows, kNormed };
+// What a product is given as its input (DeviceW4A8Gemm): codes of its rows, codes of tokens (resident.cuh), bf16
+// rows.
+enum class SplitInput { kCodes, kGathered, kRows };
 
 // Where a CTA makes its codes itself.
 struct MadeRows {
-  uint16_t rows[kMostInputValues];      // bf16; of a norm its weights behind them
+  uint16_t rows[kMostInputValues];
   uint32_t maxima[kMostInputRows][16];  // the largest magnitude, of each warp
   float scale[4][kMostInputRows];       // of the codes, a copy a warpgroup
   Divisor divisor[4][kMostInputRows];
-  float norm_scale[kMostInputRows];  // 1 / root mean square
-  uint2 routes[kMostInputRoutes];    // slot, bits of the weight
 };
 
 // A stage is four neighbouring records, one a warpgroup. A pass is a stage of every CTA of the cluster.
 template <int Tokens, int GroupK, SplitInput Input = SplitInput::kCodes>
 struct SplitPlan {
   static constexpr SplitInput kInput = Input;
-  static constexpr bool kMakesCodes = Input == SplitInput::kRows || Input == SplitInput::kNormed;
+  static constexpr bool kMakesCodes = Input == SplitInput::kRows;
   static constexpr bool kVllm = false;
   static constexpr int kTokens = Tokens;
   static constexpr int kWarpgroups = 1;  // of out features, for WorkList
   static constexpr int kCluster = 1;
   static constexpr int kSharers = 4;
   static constexpr int kConsumerThreads = kSharers * 128;
-  static constexpr int kThreads = kConsumerThreads + 32 + (Input == SplitInput::kNormed ? 32 : 0);
+  static constexpr int kThreads = kConsumerThreads + 32;
   static constexpr int kGroups = 128 / GroupK;
   static constexpr int kStepsPerGroup = 4 / kGroups;
   static constexpr int kBlocks = Tokens / 8;
