@@ -212,7 +212,7 @@ class HeadTasks {
   }
 
  private:
-  static constexpr int kAtOnce = Dim == 128 ? 4 : 1;  // smaller heads: the compiler spills with more
+  static constexpr int kAtOnce = 1;  // more of a warp spill with heads of 32
   __device__ __forceinline__ static int warps() { return static_cast<int>(blockDim.x) / 32; }
   HeadTask<Dim> tasks_[kAtOnce];
 };
