@@ -32,7 +32,7 @@ struct StepMemory {
   moe::Part attention;           // floats of kernels::DeviceAttention::workspace
   moe::Part attention_counters;  // zero between two steps
   moe::Part router_logits;
-  moe::Part router_arrivals;  // kernels::kRouteArrivals words, zero between two steps
+  moe::Part router_arrivals;  // kernels::kNormAndRouteWords, zero between two steps
   moe::Part moe;              // of run_device_layer, or of the bf16 experts
   // Dense feed-forward, and the shared expert beside bf16 experts: [tokens, width].
   moe::Part mlp_hidden, mlp_act, mlp_scale, mlp_rows, shared_gate;

@@ -89,7 +89,7 @@ struct DeviceBatch {
   uint16_t* out = nullptr;                  // [num_tokens, hidden] bf16
   const uint16_t* router_weight = nullptr;  // [rule.num_experts, hidden] bf16, best on 16 bytes; needs the next two:
   float* router_logits_out = nullptr;       // out [num_tokens, rule.num_experts]
-  uint32_t* arrivals = nullptr;  // [kernels::kRouteArrivals] 0 before a call and behind it, of no other in flight
+  uint32_t* arrivals = nullptr;  // [kernels::kNormAndRouteWords] 0 before a call and behind it, of no other in flight
   // x as codes with their scales (the bytes of quantize_tokens), where the caller has them; or null.
   const uint8_t* act = nullptr;      // [num_tokens, hidden rounded up to 128] e4m3, zeros behind the row
   const float* act_scale = nullptr;  // [num_tokens]

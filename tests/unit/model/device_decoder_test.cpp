@@ -158,6 +158,31 @@ TEST_F(DeviceDecoderTest, ABlockOfFewTokens) {
   for (const kernels::RouteAndPlan& p : record_.routed_at_once) EXPECT_EQ(p.logits.x, decoder->input_rows());
 }
 
+// In a tile of 8 tokens no launch makes codes for a product: the products of o and of the experts do.
+TEST_F(DeviceDecoderTest, ProductsOfFewTokensMakeTheirCodes) {
+  if (!model_path("qwen3_moe/w4a8-g128")) GTEST_SKIP() << "golden data are not here";
+  open("qwen3_moe/w4a8-g128");
+  record_.choice = {0, 0};
+  ASSERT_TRUE(decoder->enqueue_layers(decode_shape(4)).ok());
+  const std::vector<std::string> names = record_.names();
+  for (const char* saved : {"quantize_tokens", "quantize_listed"}) {
+    EXPECT_EQ(std::count(names.begin(), names.end(), saved), 0) << saved;
+  }
+  EXPECT_EQ(std::count(names.begin(), names.end(), "add_norm"), config.num_layers);
+  ASSERT_EQ(record_.gemms.size(), static_cast<size_t>(4 * config.num_layers));
+  for (size_t i = 0; i < record_.gemms.size(); i += 4) {
+    const auto &o = record_.gemms[i + 1], &up = record_.gemms[i + 2], &down = record_.gemms[i + 3];
+    EXPECT_EQ(o.x, seen.attentions[i / 4].out);
+    EXPECT_EQ(up.source_divisor, config.router.top_k);
+    EXPECT_EQ(up.source_row, record_.plans[i / 4].route_of_slot);
+    EXPECT_EQ(down.x, up.out);
+    // Rows that are read while the product is made are not those that it gives.
+    const Span h = span_of(down.x, down.act_rows * down.k * 2), out = span_of(down.out, down.act_rows * down.n * 2);
+    EXPECT_FALSE(h.meets(out));
+    for (const auto* made : {&o, &down}) EXPECT_EQ(made->act, nullptr);
+  }
+}
+
 TEST_F(DeviceDecoderTest, ResidualSumsAreMadeByTheNextNorm) {
   open("qwen2_moe/w4a8-g64");
   const StepShape shape = decode_shape(2);

@@ -94,8 +94,11 @@ inline void record_gemm(const kernels::DeviceW4A8Gemm& p, device::Stream stream)
   recording->gemms.push_back(p);
   const int64_t width = p.output == kernels::GemmOutput::kActivated && p.activation.gated() ? p.n / 2 : p.n;
   std::vector<Span> reads = list_spans(p.list);
-  reads.push_back(span_of(p.act, p.act_rows * p.act_pitch));
-  reads.push_back(span_of(p.act_scale, p.act_rows * 4));
+  const int64_t act_rows = p.source_row != nullptr ? p.act_rows / p.source_divisor : p.act_rows;
+  reads.push_back(span_of(p.act, act_rows * p.act_pitch));
+  reads.push_back(span_of(p.act_scale, act_rows * 4));
+  reads.push_back(span_of(p.x, p.act_rows * p.k * 2));
+  reads.push_back(span_of(p.source_row, p.source_row != nullptr ? p.act_rows * 4 : 0));
   record(p.output == kernels::GemmOutput::kActivated ? "gemm1" : "gemm2", stream, reads,
          {span_of(p.out, p.act_rows * width * (p.output == kernels::GemmOutput::kRowsF32 ? 4 : 2))});
 }

@@ -8,8 +8,8 @@
 //   4. What kernels of the step write is never read by __ldg (ld.global.nc): the compiler may move such a load to
 //      before the wait, and the read-only path promises nothing about data that change while the kernel is there.
 //      Plain loads or __ldcg; __ldg for weights and tables.
-//   4. What the predecessor writes is not read by __ldg(): ld.global.nc is for memory that nobody writes while the
-//      kernel runs, and here the predecessor does. A plain load behind the wait is right.
+//   5. All ask for the same split of L1 and shared memory (launch.h): a multiprocessor changes it only when empty,
+//      so that a kernel with another one starts when the CTAs of its predecessor have left, and nothing overlaps.
 // A kernel that is launched as usual keeps the rule by itself.
 #pragma once
 
