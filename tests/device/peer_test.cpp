@@ -179,6 +179,8 @@ Status replay_rounds(Rank& rank, int replays, uint32_t delay_ns) {
 
 TEST(Peer, TenThousandReplaysEqualTheRankOrder) {
   if (auto ok = device::available(); !ok) GTEST_SKIP() << ok.error().message;
+  // Back to back on one H100 a rank waited 20 s for the other's graph; with delays between (below) they run there, too.
+  if (*device::count() < most_ranks()) GTEST_SKIP() << "ranks share a GPU, where graphs need not run at once";
   const Status done = on_ranks(most_ranks(), [](Rank& rank) { return replay_rounds(rank, 10'000, 0); });
   EXPECT_TRUE(done) << done.error().message;
 }
