@@ -40,8 +40,8 @@ tools/fuzz_smoke.sh build-asan 30
 
 step threads
 configure build-tsan -DCMAKE_BUILD_TYPE=Release -DQD_SANITIZE=thread
-cmake --build build-tsan -j "$jobs" --target thread_pool_test parallel_test engine_test engine_threads_test engine_soak_test
-tools/run_tests.py build-tsan -j "$jobs" -R '^(thread_pool|parallel|engine|engine_threads|engine_soak)_test$'
+cmake --build build-tsan -j "$jobs" --target thread_pool_test parallel_test engine_test engine_threads_test engine_soak_test session_test
+tools/run_tests.py build-tsan -j "$jobs" -R '^(thread_pool|parallel|engine|engine_threads|engine_soak|session)_test$'
 
 step tidy
 # Units with CUDA or MPI headers are not in this build: their own builds check them.
