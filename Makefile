@@ -7,7 +7,7 @@ LAUNCHER := $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache
 MODEL := models/abacus
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
-.PHONY: all setup configure program build demo test test-torch check bench eval format clean
+.PHONY: all setup configure program build wheel demo test test-torch check bench eval format clean
 all: build
 
 setup:
@@ -25,7 +25,7 @@ build: configure
 	@cmake --build $(BUILD)
 
 wheel: setup  # the Python package, compiled from scratch (minutes): BUILD/wheel
-	@python3 -m pip wheel --no-deps -w $(BUILD)/wheel .
+	@python3 -m venv $(BUILD)/wheel-maker && $(BUILD)/wheel-maker/bin/pip wheel -q --no-deps -w $(BUILD)/wheel .
 
 demo: program
 	@$(BUILD)/bin/quadrille run $(MODEL)/w4a8 --problems $(MODEL)/gsm8k.jsonl --count 5

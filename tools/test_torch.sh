@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # The Python package beside PyTorch, transformers and JAX: `make test-torch`. For each line of QD_TORCH_CASES ("PYTHON
 # PACKAGES") a temporary environment is made, filled without a package cache, tested and removed again before the next.
-# Environments lie in TMPDIR, about 8 GB at a time. Takes the build folder whose library and program are tested.
+# Environments lie in TMPDIR, about 8 GB at a time. Takes the build folder whose library and program are tested. Golden
+# models: those of QUADRILLE_GOLDEN, else the two in tests/data.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=$(realpath "${1:-build}")
@@ -10,7 +11,6 @@ cases=${QD_TORCH_CASES:-"python3.11 torch==2.4.1 transformers==4.57.* numpy<2.3
 python3.13 torch transformers>=5 numpy jax"}
 need_gb=12 # wheels and what they unpack to, measured 8 with torch 2.15
 
-[ -d ../shared/golden ] && export QUADRILLE_GOLDEN="${QUADRILLE_GOLDEN:-$(cd ../shared/golden && pwd)}"
 free_gb=$(df --output=avail -BG "${TMPDIR:-/tmp}" | tail -n 1 | tr -dc 0-9)
 if [ "$free_gb" -lt "$need_gb" ]; then
   echo "test_torch: expected ${need_gb} GB free in ${TMPDIR:-/tmp}, found ${free_gb}: set TMPDIR to a larger disk" >&2

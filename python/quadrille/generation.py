@@ -107,11 +107,14 @@ class Generation(Iterator[Piece]):
                 self._pieces.append(Piece(index, "", (), "cancelled"))
                 continue
             try:
-                self._running[self._engine.submit(**self._requests[index])] = index
+                request = self._engine.submit(**self._requests[index])
             except Exception as error:
                 if len(self._requests) == 1:
                     raise
                 raise type(error)(f"prompts[{index}]: {error}") from None
+            self._running[request] = index
+            if index in self._cancelled:  # by another thread, while submit() had let go of the interpreter lock
+                self._engine.cancel(request)
 
     def _poll(self, request: int, index: int) -> None:
         update = self._engine.poll(request)
@@ -133,10 +136,10 @@ class Generation(Iterator[Piece]):
 
         An answer that has ended is left as it is. May be called from any thread.
         """
+        self._cancelled.update(range(len(self._answers)) if index is None else (index,))
         for request, running in list(self._running.items()):
             if index is None or running == index:
                 self._engine.cancel(request)
-        self._cancelled.update(range(len(self._answers)) if index is None else (index,))
 
     def close(self) -> None:
         """Ends what still runs; the iterator is then at its end. Does not wait for the step that is being computed."""

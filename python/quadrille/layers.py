@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quadrille import _native
+from quadrille.arguments import integer, number
 from quadrille.tensors import TensorLike, TensorOrPair
 
 _FORMATS = {"uint4b8": 0, "int4": 1, "int8": 2}
@@ -59,7 +60,7 @@ def _parts(tensors):
 
 def place(threads: int | None = None, kernels: str | None = None) -> _native.Place:
     """Threads and kernels of the CPU, shared by all that ask for the same."""
-    key = (threads or 0, kernels or "")
+    key = (0 if threads is None else integer("threads", threads, 0, 1024), kernels or "")
     if key not in _places:
         _places[key] = _native.Place(*key)
     return _places[key]
@@ -108,6 +109,12 @@ def _router_options(router):
         raise TypeError(f"router: expected keys of {', '.join(_ROUTER)}, found {', '.join(unknown)}")
     options = {**_ROUTER, **router}
     options["scoring"] = _choose("router['scoring']", options["scoring"], _SCORINGS)
+    for key in ("top_k", "num_groups", "groups_kept"):
+        options[key] = integer(f"router['{key}']", options[key], 1, 2**31 - 1)
+    for key in ("renorm_epsilon", "routed_scaling"):
+        options[key] = number(f"router['{key}']", options[key])
+    for key in ("renormalise", "weight_on_input"):
+        options[key] = bool(options[key])
     return options
 
 
@@ -159,7 +166,8 @@ class MoELayer:
         options = {"source": _choose("format", format, _FORMATS), "numerics": _choose("numerics", numerics, _NUMERICS),
                    "group_size": _group_size(group_size)}
         call = {**_router_options(router), "activation": _choose("activation", activation, _ACTIVATIONS),
-                "alpha": alpha, "limit": limit, "up_offset": up_offset,
+                "alpha": number("alpha", alpha), "limit": number("limit", limit),
+                "up_offset": number("up_offset", up_offset),
                 "rounding": _choose("rounding", rounding, _ROUNDINGS)}
         where = _place_of(gate_up, threads, kernels)
         parts = 1 if activation == _NOT_GATED else 2

@@ -42,7 +42,7 @@ def _stream(device: torch.device) -> Optional[int]:
 def _call(layer: Any, x: Tensor, out: Tensor, *inputs: Optional[Tensor]) -> None:
     # detach(): a tensor that requires grad has no DLPack. Scratch is torch's, so that a graph's pool holds it.
     tensors = [None if given is None else given.detach() for given in (x, *inputs)]
-    stream = _stream(x.device)
+    stream = None if layer.device == "cpu" else _stream(x.device)
     scratch = {}
     if stream is not None:
         size = layer.workspace_bytes(x.shape[0])

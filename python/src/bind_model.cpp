@@ -22,6 +22,7 @@
 #include "owned_string.h"
 #include "progress.h"
 #include "quadrille/c_model.h"
+#include "released_gil.h"
 #include "tensor.h"
 
 #include <unistd.h>
@@ -97,9 +98,16 @@ class Model {
     desc.max_sequences = max_sequences;
     desc.max_batch_tokens = max_batch_tokens;
     qd_model* handle = nullptr;
-    run_with_progress(progress, [&](const qd_progress* on_progress, qd_error* error) {
-      return qd_model_load(&desc, on_progress, &handle, error);
-    });
+    try {
+      run_with_progress(progress, [&](const qd_progress* on_progress, qd_error* error) {
+        return qd_model_load(&desc, on_progress, &handle, error);
+      });
+    } catch (...) {
+      // The last call of `progress` comes when the model stands: what it raises must not leave it behind.
+      const ReleasedGil released;
+      qd_model_free(handle);
+      throw;
+    }
     return Model(handle);
   }
 

@@ -2,7 +2,9 @@
 // Where host layers compute, their weights, and the linear layer, over moe/linear.h and prepare/prepare_w4.h.
 #include "api/host.h"
 
+#include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "api/call.h"
 #include "api/layer_desc.h"
@@ -35,8 +37,10 @@ Status check_in_place(const qd_weights_desc& desc) {
                       n, desc.k);
   }
   const auto part_bytes = static_cast<uintptr_t>(desc.part_n * desc.k / 2);
+  std::vector<uintptr_t> firsts;
   for (int64_t e = 0; e < desc.num_experts; ++e) {
     const auto first = reinterpret_cast<uintptr_t>(desc.codes[e * desc.num_parts]);
+    firsts.push_back(first);
     if (first % 64 != 0) {
       return make_error(ErrorCode::kUnsupported,
                         "in place: expert {}: expected codes at a multiple of 64 bytes, found an address {} behind one",
@@ -44,6 +48,13 @@ Status check_in_place(const qd_weights_desc& desc) {
     }
     if (desc.num_parts == 2 && reinterpret_cast<uintptr_t>(desc.codes[2 * e + 1]) != first + part_bytes) {
       return make_error(ErrorCode::kUnsupported, "in place: expert {}: expected up behind gate in one tensor", e);
+    }
+  }
+  std::sort(firsts.begin(), firsts.end());
+  for (size_t e = 1; e < firsts.size(); ++e) {
+    if (firsts[e] - firsts[e - 1] < part_bytes * static_cast<uintptr_t>(desc.num_parts)) {
+      return make_error(ErrorCode::kInvalidArgument,
+                        "in place: expected memory of its own for each expert, found experts that share some");
     }
   }
   return {};

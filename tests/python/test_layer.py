@@ -293,3 +293,27 @@ print(os.wait()[1], (linear(x).numpy() == expected).all())
     assert output.splitlines() == [
         "host: expected the process that made it, found one that was forked from it, without its threads: make host and "
         "layers after the fork", "True", "0 True"]
+
+
+@pytest.mark.parametrize("options, argument", [
+    ({"router": {"top_k": 2.0}}, r"router\['top_k'\]: expected an integer"),
+    ({"router": {"top_k": "2"}}, r"router\['top_k'\]: expected an integer"),
+    ({"router": {"top_k": 2, "renorm_epsilon": None}}, r"router\['renorm_epsilon'\]: expected a number"),
+    ({"alpha": "x"}, "alpha: expected a number"),
+    ({"threads": "2"}, "threads: expected an integer"),
+])
+def test_plain_arguments_are_named(case, options, argument):
+    with pytest.raises(TypeError, match=argument):
+        case.layer(**options)
+
+
+def test_experts_that_share_memory_are_not_prepared_in_place():
+    words, scales = random_matrix(np.random.default_rng(2), (96,), 32, 64)
+    one = aligned(words)
+    experts = np.lib.stride_tricks.as_strided(one, (2, *one.shape), (0, *one.strides))
+    down, down_scales = random_matrix(np.random.default_rng(3), (2, 64), 32, 48)
+    before = one.copy()
+    with pytest.raises(ValueError, match="experts that share"):
+        quadrille.MoELayer.from_tensors(experts, np.stack([scales, scales]), aligned(down), down_scales, group_size=32,
+                                        router={"top_k": 1}, in_place=True)
+    assert np.array_equal(one, before)

@@ -2,6 +2,7 @@
 """quadrille.Model on the bundled model: the program's own texts and logits, batches, streams, log-probabilities."""
 import json
 import math
+import os
 
 import numpy
 import pytest
@@ -157,6 +158,37 @@ def test_load_reports_progress_and_stops_when_it_raises(abacus):
     quadrille.Model.load(abacus / "w4a8", progress=lambda *arguments: seen.append(arguments)).close()
     for what, done, total in seen:
         assert isinstance(what, str) and 0 <= done <= total
+
+
+def test_a_load_whose_last_report_raises_leaves_nothing(abacus):
+    def refuse(what, done, total):
+        if total and done == total:
+            raise KeyError(what)
+
+    def threads():
+        return len(os.listdir("/proc/self/task"))
+
+    before = threads()
+    for _ in range(3):
+        with pytest.raises(KeyError):
+            quadrille.Model.load(abacus / "w4a8", progress=refuse)
+    assert threads() == before
+
+
+def test_cancel_while_a_request_is_submitted(model):
+    generation = model.generate([[5, 6, 7], [8, 9]], max_tokens=40, stream=True)
+    submit = generation._engine.submit
+
+    class Engine:
+        def __getattr__(self, name):
+            return getattr(engine, name)
+
+        def submit(self, **request):
+            generation.cancel()
+            return submit(**request)
+
+    engine, generation._engine = generation._engine, Engine()
+    assert [answer.finish for answer in generation.answers()] == ["cancelled", "cancelled"]
 
 
 @pytest.mark.parametrize("options", [{"numerics": "vllm"}, {"rounding": "f32"}, {"tp": 2}, {"kernels": "generic"}])
