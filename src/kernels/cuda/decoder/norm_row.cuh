@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The pieces of a row on its way through residual sum, RMSNorm and FP8 codes, in the order of docs/numerics.md: whoever
-// puts them together has the bits of add_norm. Used by add_norm.cu, by the router's launch (moe/normed_rows.cuh) and by
-// products that make their input themselves.
+// puts them together has the bits of add_norm. Used by add_norm.cu and, in front of the router's logits,
+// by moe/norm_and_route.cu.
 #pragma once
 
 #include "kernels/api/device_problems.h"

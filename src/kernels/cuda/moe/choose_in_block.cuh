@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The choice of few tokens by a whole block: an expert a thread, so that the code is short, for it runs once and a line
 // of it that has to be fetched costs more than what it computes. Choices and weights of moe::route_tokens. Used by
-// norm_and_route.cu and by the grouped products.
+// norm_and_route.cu.
 #pragma once
 
 #include <cstdint>
