@@ -42,9 +42,11 @@ def command():
 def child():
     """Starts a Python program in an interpreter of its own; `child(source, *arguments)` is a Popen with text pipes."""
     started = []
+    # A shell's background jobs ignore Ctrl-C, and Python then leaves it so.
+    begin = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 
     def start(source, *arguments):
-        process = subprocess.Popen([sys.executable, "-c", source, *map(str, arguments)], stdout=subprocess.PIPE,
+        process = subprocess.Popen([sys.executable, "-c", begin + source, *map(str, arguments)], stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True, env=dict(os.environ, PYTHONUNBUFFERED="1"))
         started.append(process)
         return process
