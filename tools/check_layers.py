@@ -124,8 +124,8 @@ def main():
     check_sizes(sources + tracked("*.py"), problems)
     check_documents(problems)
     total = sum((ROOT / name).stat().st_size for name in tracked())
-    if total > 36_000_000:
-        problems.append(f"all files of the repository together take {total / 1e6:.1f} MB, at most 36")
+    if total > 35_600_000:
+        problems.append(f"all files of the repository together take {total / 1e6:.1f} MB, at most 35.6")
     print("\n".join(problems) if problems else f"layers, sizes, documents: {len(sources)} sources in order, {total / 1e6:.1f} MB in all")
     return 1 if problems else 0
 
