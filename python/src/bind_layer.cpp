@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The MoE layer and the linear layer over prepared weights: on the CPU through c_host.h, on a GPU through c_api.h on
-// the caller's stream. Arguments are checked here; python/quadrille/layer.py has the words for people.
+// the caller's stream. Arguments are checked here; python/quadrille/layers.py has the words for people.
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
